@@ -1,0 +1,73 @@
+"""Files that are whole or absent: written under a temporary name, synced, renamed."""
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from ecgfounder_train.core.errors import UserError
+
+PARTIAL_MARK = ".partial-"
+
+
+@contextmanager
+def atomic_file(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Yield a file that becomes `path` only when the block ends without an error.
+
+    The bytes are synced before the rename and the folder after it, so that a power cut leaves
+    either the old file or the new one. The temporary name lies beside the target (a rename must
+    not cross file systems) and holds the process id; `sweep_partial_files` removes leftovers.
+
+    Raises:
+        UserError: The disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}{PARTIAL_MARK}{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, mode, encoding=None if "b" in mode else "utf-8") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        partial.replace(path)
+        sync_folder(path.parent)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _WRITE_ERRORS:
+            raise UserError(
+                f"Cannot write {path}: {error.strerror}. Nothing half-written was left behind. "
+                "Free space or choose another folder, then run the same command again."
+            ) from error
+        raise
+
+
+_WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the renames in `folder` durable; file systems without directory sync are left alone."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sweep_partial_files(folder: Path | str) -> int:
+    """Delete what killed writers left in `folder` (not below it) and return how many files."""
+    leftovers = [path for path in Path(folder).glob(f"*{PARTIAL_MARK}*") if path.is_file()]
+    for path in leftovers:
+        path.unlink(missing_ok=True)
+    return len(leftovers)
+
+
+def sha256_file(path: Path | str) -> str:
+    """Return the hexadecimal SHA-256 of a file, read in pieces."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

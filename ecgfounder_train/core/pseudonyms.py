@@ -1,0 +1,85 @@
+"""Keys that stand for records and patients, and the secret that makes them.
+
+A HEEDB file stem holds a 9-digit patient id and dates. Any plain hash of it can be undone by trying
+all ids, so keys are HMACs under a secret that stays on the machine that builds the shards.
+"""
+
+import hashlib
+import hmac
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from ecgfounder_train.core.errors import UserError
+
+KEY_LENGTH = 32
+"""Hexadecimal digits of a key (128 bits: no collision to be expected among 10^12 records)."""
+
+_SECRET_BYTES = 32
+
+
+@dataclass(frozen=True, repr=False)
+class Secret:
+    """The secret under which record and patient keys are made. Its repr never shows it."""
+
+    value: bytes
+
+    @property
+    def fingerprint(self) -> str:
+        """What manifests may hold: tells secrets apart, reveals nothing of them."""
+        return hmac.new(self.value, b"fingerprint", hashlib.sha256).hexdigest()[:16]
+
+    def record_key(self, source: str, record_id: str) -> str:
+        """Return 32 hexadecimal digits that stand for one recording."""
+        return self._key("record", source, record_id)
+
+    def patient_key(self, source: str, patient_id: str) -> str:
+        """Return 32 hexadecimal digits that stand for one (canonical) patient."""
+        return self._key("patient", source, patient_id)
+
+    def _key(self, kind: str, source: str, native_id: str) -> str:
+        message = "\0".join((kind, source, native_id)).encode()
+        return hmac.new(self.value, message, hashlib.sha256).hexdigest()[:KEY_LENGTH]
+
+
+def load_or_create_secret(path: Path | str) -> Secret:
+    """Return the secret in `path` (64 hexadecimal digits, mode 600), made there if absent.
+
+    Raises:
+        UserError: The file is not a secret, or others may read it.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return _load(path)
+    except OSError as error:
+        raise UserError(
+            f"Cannot make the secret file {path}: {error.strerror}. "
+            "Point paths.secret to a folder that only you can read."
+        ) from error
+    with os.fdopen(descriptor, "w") as handle:
+        handle.write(secrets.token_hex(_SECRET_BYTES) + "\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+    return _load(path)
+
+
+def _load(path: Path) -> Secret:
+    if path.stat().st_mode & 0o077:
+        raise UserError(
+            f"{path} can be read by others; keys made with it are not private. "
+            f"Run: chmod 600 {path}"
+        )
+    try:
+        value = bytes.fromhex(path.read_text().strip())
+    except ValueError:
+        value = b""
+    if len(value) != _SECRET_BYTES:
+        raise UserError(
+            f"{path} is not a secret of this project (64 hexadecimal digits expected). Restore it "
+            "from your backup; with a new one no key would match the shards that exist."
+        )
+    return Secret(value)
