@@ -1,0 +1,127 @@
+"""The index: one fixed-width row per sample, memory-mapped, so that any sample is one read away.
+
+Rows stand in the order of the shards and, within a shard, of its samples. Fields are ordered by
+size, so that each lies on its natural boundary.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.files import atomic_file
+from ecgfounder_train.core.pseudonyms import KEY_LENGTH
+
+INDEX_NAME = "index.npy"
+SPLITS = ("train", "val", "test")
+SEXES = ("", "F", "M")
+"""Code in the index -> sex; 0 is unknown."""
+
+_PROBE_BYTES = 1 << 16
+
+
+def index_dtype(num_labels: int) -> np.dtype[np.void]:
+    """Return the dtype of an index row.
+
+    Fields: ``shard`` (number in the manifest's list), ``offset`` (bytes, of the sample's block in
+    its shard), ``window``, ``split`` (into `SPLITS`), ``sex`` (into `SEXES`), ``site`` (into the
+    manifest's sites), ``age_years`` (NaN unknown), ``native_fs`` (Hz), ``valid_start`` and
+    ``valid_num_samples`` (the part that is not padding), ``leads_present`` (bit i = lead i),
+    ``xxh3`` (of ecg and stats data), keys, ``labels`` and ``observed`` (packed bits, big-endian).
+    """
+    packed = -(-num_labels // 8)
+    fields: list[tuple[str, str]] = [
+        ("offset", "<u8"),
+        ("xxh3", "<u8"),
+        ("shard", "<u4"),
+        ("age_years", "<f4"),
+        ("native_fs", "<f4"),
+        ("valid_start", "<u4"),
+        ("valid_num_samples", "<u4"),
+        ("window", "<u2"),
+        ("site", "<u2"),
+        ("leads_present", "<u2"),
+        ("split", "|u1"),
+        ("sex", "|u1"),
+        ("record_key", f"|S{KEY_LENGTH}"),
+        ("patient_key", f"|S{KEY_LENGTH}"),
+        ("labels", f"({packed},)|u1"),
+        ("observed", f"({packed},)|u1"),
+    ]
+    plain = np.dtype(fields)
+    spare = -plain.itemsize % 8
+    return np.dtype([*fields, ("spare", f"({spare},)|u1")]) if spare else plain
+
+
+def write_index(path: Path, num_labels: int, pieces: Iterable[NDArray[np.void]], rows: int) -> str:
+    """Write the index piece by piece and return its SHA-256.
+
+    Args:
+        path: The file, replaced atomically.
+        num_labels: K of the vocabulary.
+        pieces: Rows of each shard, in order; only one piece is in memory at a time.
+        rows: How many rows the pieces hold together.
+    """
+    dtype = index_dtype(num_labels)
+    digest = hashlib.sha256()
+    written = 0
+    with atomic_file(path) as handle:
+        header = {"descr": dtype.descr, "fortran_order": False, "shape": (rows,)}
+        np.lib.format.write_array_header_1_0(_Tee(handle, digest), header)
+        for piece in pieces:
+            assert piece.dtype == dtype
+            data = piece.tobytes()
+            handle.write(data)
+            digest.update(data)
+            written += len(piece)
+        assert written == rows, f"{written} index rows instead of {rows}"
+    return digest.hexdigest()
+
+
+class _Tee:
+    """Writes to a file and a digest; NumPy's header writer wants a file."""
+
+    def __init__(self, handle: IO[bytes], digest: Any) -> None:
+        self.handle, self.digest = handle, digest
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self.handle.write(data)
+
+
+def probe_index(path: Path) -> int:
+    """Return a checksum of the first and last 64 KiB: tells an index of other shards in no time."""
+    digest = xxhash.xxh3_64()
+    with open(path, "rb") as handle:
+        digest.update(handle.read(_PROBE_BYTES))
+        size = handle.seek(0, 2)
+        handle.seek(max(0, size - _PROBE_BYTES))
+        digest.update(handle.read(_PROBE_BYTES))
+    return digest.intdigest()
+
+
+def open_index(path: Path, num_labels: int, mmap: bool = True) -> NDArray[np.void]:
+    """Return the rows, memory-mapped read-only.
+
+    Raises:
+        UserError: The file is missing, cut or no index of `num_labels` labels.
+    """
+    remedy = "Run prepare again with the same arguments: it restores the index from its records."
+    try:
+        rows: NDArray[np.void] = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"The index {path} is missing. {remedy}") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"The index {path} is cut or damaged ({error}). {remedy}") from error
+    expected = index_dtype(num_labels)
+    if rows.dtype != expected or rows.ndim != 1:
+        raise UserError(
+            f"{path} is not an index of {num_labels} labels; it does not belong to the manifest "
+            f"beside it. {remedy}"
+        )
+    return rows
