@@ -1,0 +1,11 @@
+"""Ordered vocabularies, and what a record's statements say about each of their labels."""
+
+from ecgfounder_train.labels.packing import pack, unpack
+from ecgfounder_train.labels.vocabulary import (
+    EncodedLabels,
+    Vocabulary,
+    label_names,
+    vocabulary_names,
+)
+
+__all__ = ["EncodedLabels", "Vocabulary", "label_names", "pack", "unpack", "vocabulary_names"]
