@@ -48,6 +48,7 @@ class RejectReason(StrEnum):
     BLANK_PATIENT_ID = "blank_patient_id"
     DUPLICATE_RECORD = "duplicate_record"
     EXCLUDED = "excluded_by_list"
+    NO_SPLIT = "in_no_part_of_split"
 
 
 class RejectedRecordError(Exception):

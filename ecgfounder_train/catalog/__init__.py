@@ -1,0 +1,14 @@
+"""One row per recording of a source: labels attached, patients merged, parts assigned."""
+
+from ecgfounder_train.catalog.build import Catalog, build_catalog
+from ecgfounder_train.catalog.files import read_catalog, write_catalog
+from ecgfounder_train.catalog.patients import canonical_patients, patient_hashes
+
+__all__ = [
+    "Catalog",
+    "build_catalog",
+    "canonical_patients",
+    "patient_hashes",
+    "read_catalog",
+    "write_catalog",
+]

@@ -1,0 +1,51 @@
+"""The catalog as a parquet file, with its fingerprints inside. It holds paths: keep it private."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+
+from ecgfounder_train.catalog.build import CATALOG_COLUMNS, Catalog
+from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.files import atomic_file
+from ecgfounder_train.core.fingerprints import canonical_json
+
+FORMAT_VERSION = 1
+_KEY = "ecgfounder_train.catalog"
+
+
+def write_catalog(path: Path | str, catalog: Catalog) -> Path:
+    """Write the catalog so that it is whole or absent, and return its path."""
+    header = {
+        "format_version": FORMAT_VERSION,
+        "labels": list(catalog.labels),
+        "fingerprints": dict(catalog.fingerprints),
+        "summary": dict(catalog.summary),
+    }
+    with atomic_file(path) as handle:
+        catalog.frame.write_parquet(handle, metadata={_KEY: canonical_json(header)})
+    return Path(path)
+
+
+def read_catalog(path: Path | str) -> Catalog:
+    """Return the catalog in `path`.
+
+    Raises:
+        UserError: Missing, damaged, no catalog, or of another format version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"No catalog at {path}. scripts/prepare.py writes it.")
+    try:
+        header = json.loads(pl.read_parquet_metadata(path).get(_KEY, "{}"))
+        frame = pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}). Delete it and run prepare again."
+        ) from error
+    if header.get("format_version") != FORMAT_VERSION or frame.columns != list(CATALOG_COLUMNS):
+        raise UserError(
+            f"{path} is no catalog of format {FORMAT_VERSION} "
+            f"(found {header.get('format_version')}). Run prepare again to write it anew."
+        )
+    return Catalog(frame, tuple(header["labels"]), header["fingerprints"], header["summary"])

@@ -1,0 +1,236 @@
+"""The table every source gives, how a source is found by its name, and how CSV files are read."""
+
+import importlib
+import pkgutil
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import polars as pl
+
+from ecgfounder_train.core.errors import UserError, did_you_mean
+
+RECORD_COLUMNS: dict[str, pl.DataType] = {
+    "record_path": pl.String(),
+    "record_id": pl.String(),
+    "patient_id": pl.String(),
+    "site": pl.String(),
+    "year": pl.Int32(),
+    "age_years": pl.Float32(),
+    "sex": pl.String(),
+    "fs": pl.Float32(),
+    "statements": pl.List(pl.String()),
+    "split": pl.String(),
+    "reject_reason": pl.String(),
+}
+"""Columns of a source's table.
+
+`record_path` is relative to the root and has no extension; `statements` null means that nobody read
+the recording; `split` is the source's own fold; `reject_reason` is set where the source itself
+rules a record out (a `core.errors.RejectReason` value).
+"""
+
+STAND_IN_PATIENT = "record:"
+"""Begins the patient id of a record whose patient is not known: the record stands for it."""
+
+_MISSING_WORDS = ("", "nan", "na", "n/a", "none", "null", "nat", "<na>")
+
+
+@dataclass(frozen=True)
+class SourceTable:
+    """One row per recording of a source, lazily, and what was odd about its tables, counted."""
+
+    records: pl.LazyFrame
+    root: Path
+    merges: pl.DataFrame | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Text of each statement code, where the source has a dictionary."""
+
+
+class Source(Protocol):
+    """A place recordings come from."""
+
+    def read(self) -> SourceTable:
+        """Return its table. Raises UserError where the layout is not what the source expects."""
+        ...
+
+
+def source_names() -> tuple[str, ...]:
+    """Return the names `open_source` takes: the modules of this folder that define `SOURCE`."""
+    folder = str(Path(__file__).parent)
+    return tuple(
+        sorted(
+            module.name
+            for module in pkgutil.iter_modules([folder])
+            if hasattr(importlib.import_module(f"{__package__}.{module.name}"), "SOURCE")
+        )
+    )
+
+
+def open_source(config: Mapping[str, Any]) -> Source:
+    """Return the source that `config` names, with its settings checked.
+
+    Args:
+        config: `name`, `root` and the settings of that source.
+
+    Raises:
+        UserError: Unknown source or setting, or a root that is missing, empty or not a folder.
+    """
+    name = str(config.get("name", ""))
+    if name not in source_names():
+        raise UserError(f"source.name={name} is not a source.{did_you_mean(name, source_names())}")
+    source = importlib.import_module(f"{__package__}.{name}").SOURCE
+    valid = {item.name: item for item in fields(source)}
+    settings = {str(key): value for key, value in config.items() if key != "name"}
+    for key in settings:
+        if key not in valid:
+            raise UserError(
+                f"source.{key} is not a setting of source {name}.{did_you_mean(key, valid)}"
+            )
+    for key, item in valid.items():
+        required = item.default is MISSING and item.default_factory is MISSING
+        if required and settings.get(key) in (None, "", "???"):
+            raise UserError(
+                f"source.{key} is missing. Set it on the command line: source.{key}=..."
+            )
+    settings["root"] = existing_folder(settings["root"], "source.root")
+    opened: Source = source(**settings)
+    return opened
+
+
+def existing_folder(path: str | Path, key: str) -> Path:
+    """Return the folder at `path`, made absolute.
+
+    Raises:
+        UserError: Missing, not a folder, empty, or not readable.
+    """
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        raise UserError(f"{key}={path}: there is no such folder. Check the path or mount it.")
+    if not folder.is_dir():
+        raise UserError(f"{key}={path} is a file; give the folder that holds the recordings.")
+    try:
+        next(folder.iterdir())
+    except StopIteration:
+        raise UserError(f"{key}={path}: the folder is empty. Is the archive unpacked?") from None
+    except PermissionError as error:
+        raise UserError(f"{key}={path} cannot be read: {error.strerror}.") from error
+    return folder.resolve()
+
+
+def check_choice(key: str, value: object, valid: Iterable[object]) -> None:
+    """Raise a UserError unless `value` is one of `valid`."""
+    choices = tuple(valid)
+    if value not in choices:
+        names = [str(item) for item in choices]
+        raise UserError(f"source.{key}={value} is not a choice.{did_you_mean(str(value), names)}")
+
+
+def scan_strings(
+    path: Path, has_header: bool = True, separator: str = ","
+) -> tuple[pl.LazyFrame, tuple[str, ...]]:
+    """Return a lazy CSV whose columns are all text, and the names of its columns.
+
+    Types are never guessed: one blank id would turn the whole column into floats. Quoted fields
+    may hold newlines (HEEDB's v24 table has one in every row).
+
+    Raises:
+        UserError: Not a CSV file.
+    """
+    try:
+        frame = pl.scan_csv(
+            path,
+            has_header=has_header,
+            separator=separator,
+            infer_schema=False,
+            encoding="utf8-lossy",
+            truncate_ragged_lines=True,
+        )
+        return frame, tuple(frame.collect_schema().names())
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"{path} cannot be read as a CSV file: {error}.") from error
+
+
+def collect(frame: pl.LazyFrame, path: Path) -> pl.DataFrame:
+    """Return the rows of a lazy CSV.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    try:
+        return frame.collect(engine="streaming")
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{path} cannot be read as a CSV file: {error}.") from error
+
+
+def find_column(columns: Iterable[str], names: Iterable[str], path: Path) -> str:
+    """Return the column that has one of `names`, whatever the case and surrounding spaces.
+
+    Raises:
+        UserError: There is none.
+    """
+    present = {column.strip().lower(): column for column in columns}
+    wanted = tuple(names)
+    for name in wanted:
+        if name.lower() in present:
+            return present[name.lower()]
+    raise UserError(
+        f"{path} has no column {' or '.join(repr(name) for name in wanted)}"
+        f" (found: {', '.join(present.values()) or 'nothing'}).{did_you_mean(wanted[0], present)}"
+    )
+
+
+def clean(column: str | pl.Expr) -> pl.Expr:
+    """Return the text without surrounding white space; null where it stands for nothing."""
+    text = (pl.col(column) if isinstance(column, str) else column).str.strip_chars()
+    return pl.when(text.str.to_lowercase().is_in(_MISSING_WORDS)).then(None).otherwise(text)
+
+
+def clean_id(column: str) -> pl.Expr:
+    """Return ids as plain text: ``179020000.0`` and ``1.7902e8`` are ``179020000``."""
+    text = clean(column)
+    number = text.cast(pl.Float64, strict=False)
+    is_float = text.str.contains(r"^\d+(\.\d*)?([eE]\+?\d+)?$") & text.str.contains(r"[.eE]")
+    whole = is_float & (number == number.floor()) & (number < 2**53)
+    return pl.when(whole).then(number.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(text)
+
+
+def clean_number(column: str) -> pl.Expr:
+    """Return the number in a text column as float32; null where there is none."""
+    number = clean(column).cast(pl.Float64, strict=False)
+    return pl.when(number.is_finite()).then(number).otherwise(None).cast(pl.Float32)
+
+
+def clean_sex(column: str) -> pl.Expr:
+    """Return ``F``, ``M`` or null for female/male in the ways archives write it."""
+    text = clean(column).str.to_lowercase()
+    return (
+        pl.when(text.is_in(["f", "female", "w", "woman"]))
+        .then(pl.lit("F"))
+        .when(text.is_in(["m", "male", "man"]))
+        .then(pl.lit("M"))
+        .otherwise(None)
+    )
+
+
+def stem_of(column: str) -> pl.Expr:
+    """Return the last component of a path, without a header or signal file's extension."""
+    return (
+        pl.col(column)
+        .str.strip_chars()
+        .str.split("/")
+        .list.last()
+        .str.replace(r"(?i)\.(hea|dat|mat)$", "")
+        .str.strip_chars()
+    )
+
+
+def complete(records: pl.LazyFrame) -> pl.LazyFrame:
+    """Return the records with exactly `RECORD_COLUMNS`; what a source lacks is null."""
+    present = records.collect_schema().names()
+    return records.select(
+        (pl.col(name) if name in present else pl.lit(None)).cast(kind).alias(name)
+        for name, kind in RECORD_COLUMNS.items()
+    )
