@@ -3,39 +3,93 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from types import TracebackType
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 Item = TypeVar("Item")
 LOG_INTERVAL_S = 10.0
 
 
-class RateColumn(ProgressColumn):
-    """Shows finished items per second."""
+class ProgressMeter:
+    """Shows how far, how fast and how long still, on stderr; a context manager.
 
-    def __init__(self, unit: str) -> None:
-        super().__init__()
+    The rate is that of this process since it began: what a resumed run had done before is in
+    `done` but not in the rate.
+
+    Args:
+        description: What is being done, in a few words.
+        total: How many units there are in all.
+        unit: What is counted.
+        done: Units done before.
+        enabled: False on ranks that do not print.
+    """
+
+    def __init__(
+        self, description: str, total: int, unit: str, done: int = 0, enabled: bool = True
+    ) -> None:
+        self.description = description
+        self.total = total
         self.unit = unit
+        self.done = self._first = done
+        self.note = ""
+        self._start = self._last_line = time.monotonic()
+        console = Console(file=sys.stderr)
+        self._bar: Progress | None = None
+        self._enabled = enabled
+        if enabled and console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[tail]}"),
+            )
+            self._bar = Progress(*columns, console=console)
+            self._task = self._bar.add_task(description, total=total, completed=done, tail="")
 
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.finished_speed or task.speed or 0:,.0f} {self.unit}/s")
+    def __enter__(self) -> "ProgressMeter":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    @property
+    def rate(self) -> float:
+        """Units per second since the meter was made."""
+        return (self.done - self._first) / max(time.monotonic() - self._start, 1e-9)
+
+    def update(self, done: int, note: str = "") -> None:
+        """Show that `done` units of the total are done; `note` is shown until the next one."""
+        self.done = min(done, self.total)
+        self.note = note or self.note
+        if not self._enabled:
+            return
+        left_s = (self.total - self.done) / max(self.rate, 1e-9)
+        tail = f"{self.rate:,.0f} {self.unit}/s, {format_duration(left_s)} left"
+        tail += f", {self.note}" if self.note else ""
+        now = time.monotonic()
+        if self._bar:
+            self._bar.update(self._task, completed=self.done, tail=tail)
+        elif now - self._last_line >= LOG_INTERVAL_S or self.done >= self.total:
+            self._last_line = now
+            line = f"{self.description}: {self.done:,}/{self.total:,} {self.unit}, {tail}"
+            print(line, file=sys.stderr, flush=True)
 
 
 def track(
     items: Iterable[Item], description: str, total: int, unit: str = "records", weight: int = 1
 ) -> Iterator[Item]:
-    """Yield `items` and show how far, how fast and how long still, on stderr.
+    """Yield `items` and show progress.
 
     Args:
         items: What to go through; an item counts when the next one is asked for.
@@ -44,38 +98,10 @@ def track(
         unit: What is counted.
         weight: Units per item.
     """
-    console = Console(file=sys.stderr)
-    if console.is_terminal:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            RateColumn(unit),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task(description, total=total)
-            for item in items:
-                yield item
-                progress.advance(task, weight)
-        return
-    start = last = time.monotonic()
-    done = 0
-    for item in items:
-        yield item
-        done = min(done + weight, total)
-        now = time.monotonic()
-        if now - last >= LOG_INTERVAL_S or done >= total:
-            last = now
-            print(_line(description, done, total, now - start, unit), file=sys.stderr, flush=True)
-
-
-def _line(description: str, done: int, total: int, elapsed_s: float, unit: str) -> str:
-    rate = done / max(elapsed_s, 1e-9)
-    left_s = (total - done) / max(rate, 1e-9)
-    return (
-        f"{description}: {done:,}/{total:,} {unit}, {rate:,.0f}/s, {format_duration(left_s)} left"
-    )
+    with ProgressMeter(description, total, unit) as meter:
+        for item in items:
+            yield item
+            meter.update(meter.done + weight)
 
 
 def format_duration(seconds: float) -> str:

@@ -1,0 +1,119 @@
+"""The folder of one training run: what lies where, and who may write there.
+
+outputs/runs/NAME/
+    config.yaml       the resolved configuration of the last start
+    run.json          state, progress, versions, fingerprints (no host name, no user, no path)
+    metrics.csv       one row per logged step and validation
+    checkpoints/      step-000000123.ckpt (newest kept), best.ckpt
+    evaluation/SPLIT/ predictions.parquet, labels.csv, report.html
+"""
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ecgfounder_train.core.errors import UserError, did_you_mean
+from ecgfounder_train.core.files import atomic_file
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths inside the folder of a run.
+
+    A run is found by its name alone: under SLURM every rank and every requeued job comes to the
+    same folder, so neither a clock nor a job id may be part of it.
+    """
+
+    path: Path
+
+    @classmethod
+    def of(cls, runs: Path | str, name: str) -> "RunDirectory":
+        """Return the directory of the run `name`, which need not exist.
+
+        Raises:
+            UserError: The name cannot be a folder's name.
+        """
+        if not _NAME.fullmatch(str(name)):
+            raise UserError(
+                f"run={name!r} cannot name a folder. Use letters, digits, '.', '_' and '-'."
+            )
+        return cls(Path(runs) / str(name))
+
+    @classmethod
+    def existing(cls, runs: Path | str, name: str) -> "RunDirectory":
+        """Return the directory of a run that was started before.
+
+        Raises:
+            UserError: There is no such run.
+        """
+        run = cls.of(runs, name)
+        if not run.config_file.is_file():
+            names = [path.parent.name for path in Path(runs).glob("*/config.yaml")]
+            raise UserError(
+                f"There is no run {name!r} in {runs}."
+                + (did_you_mean(name, names) if names else " Train one with scripts/pretrain.py.")
+            )
+        return run
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.name
+
+    @property
+    def config_file(self) -> Path:
+        """Resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def state_file(self) -> Path:
+        """What the run is, and how far."""
+        return self.path / "run.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """Metrics of training and validation."""
+        return self.path / "metrics.csv"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def evaluation(self, name: str) -> Path:
+        """Folder of the evaluation on a split or an external data set."""
+        return self.path / "evaluation" / name
+
+    def write_state(self, state: Mapping[str, Any]) -> None:
+        """Replace run.json."""
+        with atomic_file(self.state_file, "w") as handle:
+            json.dump(state, handle, indent=2)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this job; the lock goes with the process, however it ends.
+
+        Raises:
+            UserError: Another process trains in this folder.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"Run {self.name!r} is being trained by another process. Wait for it, stop it, "
+                    "or choose another run=NAME."
+                ) from error
+            yield
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,208 @@
+"""What happens to a batch on the device: cast, choose leads, normalise, augment.
+
+The load-time half of the signal profile plus augmentation. Random choices are drawn per sample by
+`counter_rng`, keyed by (seed, epoch, slot), and only applied on the device.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import special
+
+from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.settings import parse_settings
+from ecgfounder_train.loader.counter_rng import uniforms
+from ecgfounder_train.records import LoadNormalisation
+
+MICROVOLT_PER_MILLIVOLT = 1000.0
+LEAD_CHOICES = ("all", "lead_I", "published", "uniform")
+
+# Frontal-plane leads as signed stored leads: the axis of lead I turned by at most 90 degrees.
+_FRONTAL = (("aVL", 1), ("aVR", -1), ("II", 1), ("III", -1), ("aVF", 1), ("aVF", -1))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Strengths of the augmentations; zero is off. None changes the state dict.
+
+    Args:
+        circular_shift: Largest rotation in time as a share of the window (1 = anywhere).
+        lead_gain: Standard deviation of the logarithm of a gain drawn per lead.
+        mixup: Alpha of the Beta distribution of the mixing weight (Zhang et al. 2018,
+            arXiv 1710.09412); the partner is the next sample of the rank's batch.
+        lead_dropout: Probability that a lead is silenced.
+        amplitude_gain: Standard deviation of the logarithm of a gain common to all leads.
+    """
+
+    circular_shift: float = 0.0
+    lead_gain: float = 0.0
+    amplitude_gain: float = 0.0
+    lead_dropout: float = 0.0
+    mixup: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("circular_shift", "lead_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(
+                    f"augmentation.{name}={getattr(self, name)} is not between 0 and 1."
+                )
+        for name in ("lead_gain", "amplitude_gain", "mixup"):
+            if getattr(self, name) < 0:
+                raise UserError(f"augmentation.{name}={getattr(self, name)} is negative.")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Augmentation":
+        """Return the augmentation of a config's `augmentation` section."""
+        return parse_settings(cls, config, "augmentation")
+
+
+@dataclass(frozen=True)
+class BatchTransform:
+    """Turns a batch of the loader into network input, targets and mask.
+
+    Args:
+        leads: Lead names in stored order.
+        normalisation: The profile's load half.
+        lead_choice: `all` stored leads; `lead_I` only; `published`: lead I, replaced with
+            probability 0.5 by one of aVL, -aVR, II, -III, aVF, -aVF (ECGFounder, reported);
+            `uniform` over the seven (the first author's later code). Evaluation takes lead I
+            wherever one lead is chosen.
+        augmentation: Strengths.
+        seed: The run's seed.
+    """
+
+    leads: tuple[str, ...]
+    normalisation: LoadNormalisation
+    lead_choice: str = "all"
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.lead_choice not in LEAD_CHOICES:
+            raise UserError(
+                f"lead_choice={self.lead_choice!r} is unknown. Valid: {', '.join(LEAD_CHOICES)}."
+            )
+        needed = {"I"} if self.lead_choice == "lead_I" else set()
+        if self.lead_choice in ("published", "uniform"):
+            needed = {"I", *(name for name, _ in _FRONTAL)}
+        if missing := sorted(needed - set(self.leads)):
+            raise UserError(
+                f"lead_choice={self.lead_choice} needs leads that these shards do not hold: "
+                f"{', '.join(missing)}. Use lead_choice=all or shards with all 12 leads."
+            )
+
+    @property
+    def num_leads(self) -> int:
+        """Leads the network sees."""
+        return len(self.leads) if self.lead_choice == "all" else 1
+
+    def __call__(
+        self, batch: Mapping[str, Any], training: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return input, targets and mask on the batch's device.
+
+        Shape:
+            input: (B, num_leads, num_samples) float32, normalised; 0 outside the valid part.
+            targets, mask: (B, num_labels) float32.
+        """
+        signal = batch["ecg"].float() / MICROVOLT_PER_MILLIVOLT
+        stats = batch["stats"]
+        if self.lead_choice != "all":
+            signal, stats = self._one_lead(signal, stats, batch, training)
+        time = torch.arange(signal.shape[-1], device=signal.device)
+        start = batch["valid_start"][:, None]
+        valid = (time >= start) & (time < start + batch["valid_num_samples"][:, None])
+        signal = normalise_on_device(signal, stats, valid, self.normalisation)
+        targets, mask = batch["targets"].float(), batch["observed"].float()
+        if training:
+            return self._augment(signal, targets, mask, batch)
+        return signal, targets, mask
+
+    def _draw(self, batch: Mapping[str, Any], stream: str, count: int) -> npt.NDArray[np.float32]:
+        return uniforms(self.seed, batch["epoch"], batch["slots"], stream, count)
+
+    def _one_lead(
+        self, signal: torch.Tensor, stats: torch.Tensor, batch: Mapping[str, Any], training: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        axes: Sequence[tuple[str, int]] = (("I", 1), *_FRONTAL)
+        choice = np.zeros(len(signal), np.int64)
+        if training and self.lead_choice == "published":
+            replace, which = self._draw(batch, "lead", 2).T
+            choice = np.where(replace < 0.5, 1 + (which * len(_FRONTAL)).astype(np.int64), 0)
+        elif training and self.lead_choice == "uniform":
+            choice = (self._draw(batch, "lead", 1)[:, 0] * len(axes)).astype(np.int64)
+        lead = torch.tensor([self.leads.index(axes[c][0]) for c in choice], device=signal.device)
+        sign = torch.tensor([float(axes[c][1]) for c in choice], device=signal.device)
+        sample = torch.arange(len(signal), device=signal.device)
+        chosen = stats[sample, lead]
+        turned = torch.stack([chosen[:, 0] * sign, chosen[:, 1]], dim=-1)
+        return signal[sample, lead][:, None] * sign[:, None, None], turned[:, None]
+
+    def _augment(
+        self,
+        signal: torch.Tensor,
+        targets: torch.Tensor,
+        mask: torch.Tensor,
+        batch: Mapping[str, Any],
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        strength = self.augmentation
+        num_leads, length = signal.shape[1:]
+
+        def on_device(values: npt.NDArray[Any]) -> torch.Tensor:
+            return torch.as_tensor(values, dtype=signal.dtype, device=signal.device)
+
+        if strength.circular_shift:
+            drawn = self._draw(batch, "shift", 1)[:, 0] * strength.circular_shift * length
+            shifts = torch.as_tensor(drawn.astype(np.int64), device=signal.device)
+            time = (torch.arange(length, device=signal.device) + shifts[:, None]) % length
+            signal = signal.gather(2, time[:, None, :].expand_as(signal))
+        log_gain = np.zeros((len(signal), num_leads), np.float32)
+        if strength.lead_gain:
+            log_gain += strength.lead_gain * _normal(self._draw(batch, "lead_gain", num_leads))
+        if strength.amplitude_gain:
+            log_gain += strength.amplitude_gain * _normal(self._draw(batch, "gain", 1))
+        gain = np.exp(log_gain)
+        if strength.lead_dropout:
+            gain *= self._draw(batch, "lead_dropout", num_leads) >= strength.lead_dropout
+        if (gain != 1).any():
+            signal = signal * on_device(gain)[:, :, None]
+        if strength.mixup:
+            weight = on_device(
+                special.betaincinv(strength.mixup, strength.mixup, self._draw(batch, "mixup", 1))
+            )
+            # A padding row has nothing to give: its neighbour keeps itself.
+            weight = torch.where(batch["present"].roll(1)[:, None], weight, 1.0)
+            signal = torch.lerp(signal.roll(1, 0), signal, weight[:, :, None])
+            targets = torch.lerp(targets.roll(1, 0), targets, weight)
+            # A mixed label is known only where both are; a full weight needs no partner.
+            mask = torch.where(weight < 1, mask * mask.roll(1, 0), mask)
+        return signal, targets, mask
+
+
+def _normal(uniform: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    return np.asarray(special.ndtri(uniform.astype(np.float64) + 2.0**-25))
+
+
+def normalise_on_device(
+    signal: torch.Tensor, stats: torch.Tensor, valid: torch.Tensor, how: LoadNormalisation
+) -> torch.Tensor:
+    """Return the normalised signal, 0 where not valid; the torch form of `records.normalise`.
+
+    Shape:
+        signal: (B, L, T) mV; stats: (B, L, 2) mV; valid: (B, T) bool; result: (B, L, T).
+    """
+    if how.kind != "none":
+        mean, std = stats[..., 0], stats[..., 1]
+        if how.kind == "joint":
+            joint = mean.mean(1, keepdim=True)
+            # Pooled moments: variance within leads plus variance of the leads' means.
+            std = (std.square() + (mean - joint).square()).mean(1, keepdim=True).sqrt()
+            mean = joint
+        signal = (signal - mean[..., None]) / (std[..., None] + how.eps)
+    if how.clip is not None:
+        signal = signal.clamp(-how.clip, how.clip)
+    return signal * valid[:, None]

@@ -1,0 +1,176 @@
+"""Checkpoints: plain containers in one file, whole or absent, checked before they are trusted.
+
+What must not change without raising `FORMAT_VERSION`: the keys of the dictionary (DESIGN.md). A
+checkpoint loads with `torch.load(weights_only=True)`; reading one never executes anything.
+"""
+
+import os
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.files import PARTIAL_MARK, atomic_file, sweep_partial_files
+from ecgfounder_train.core.run_directory import RunDirectory
+
+FORMAT_VERSION = 1
+REQUIRED = ("format_version", "model", "optimizer", "position", "spec", "config", "fingerprints")
+BEST = "best.ckpt"
+_STEP_PATTERN = "step-*.ckpt"
+
+
+def step_name(global_step: int) -> str:
+    """Return the file name of the checkpoint after `global_step` optimizer steps."""
+    return f"step-{global_step:09d}.ckpt"
+
+
+def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint so that `path` is the old file or the whole new one, never a part.
+
+    Raises:
+        UserError: The disk is full, or what was written does not read back.
+    """
+    with atomic_file(path) as handle:
+        try:
+            torch.save(checkpoint, handle)
+        except RuntimeError as error:
+            # torch reports a failed write as RuntimeError from its zip writer.
+            raise UserError(
+                f"Cannot write the checkpoint {path.name}: {_short(error)}. The previous one is "
+                "untouched. Free space, then run the same command again."
+            ) from error
+        handle.flush()
+        os.fsync(handle.fileno())
+        if reason := damage(Path(handle.name)):
+            raise UserError(
+                f"The checkpoint {path.name} did not read back after writing ({reason}). The "
+                "previous one is untouched. Check the disk."
+            )
+
+
+def damage(path: Path) -> str | None:
+    """Return why a checkpoint file cannot be trusted, None when every byte checks out.
+
+    torch's files are zip archives with a CRC-32 of every member, so a cut or flipped byte shows.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
+        return f"not a whole file: {_short(error)}"
+    return f"member {bad} has a wrong checksum" if bad else None
+
+
+def load_checkpoint(path: Path | str) -> dict[str, Any]:
+    """Return the checkpoint in `path`, tensors on the CPU.
+
+    Raises:
+        UserError: The file is absent, damaged, foreign, or of another format version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no checkpoint {path}.")
+    if reason := damage(path):
+        raise UserError(
+            f"The checkpoint {path} is damaged ({reason}). Use an older one of the same folder, or "
+            "checkpoint=last / resume=auto, which skip damaged files."
+        )
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"{path} is not a checkpoint of this project (weights_only load refused it: "
+            f"{_short(error)})."
+        ) from error
+    missing = [key for key in REQUIRED if not isinstance(checkpoint, dict) or key not in checkpoint]
+    if missing:
+        raise UserError(f"{path} is not a checkpoint of this project: no {', '.join(missing)}.")
+    if checkpoint["format_version"] != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has checkpoint format {checkpoint['format_version']}, this version of "
+            f"ecgfounder_train reads {FORMAT_VERSION}. Use the version that wrote it."
+        )
+    return checkpoint
+
+
+def newest_whole(run: RunDirectory) -> Path | None:
+    """Return the newest checkpoint of a run that is undamaged; damaged ones are named and skipped."""
+    for path in sorted(run.checkpoints.glob(_STEP_PATTERN), reverse=True):
+        reason = damage(path)
+        if reason is None:
+            return path
+        warnings.warn(f"Skipping the damaged checkpoint {path.name}: {reason}.", stacklevel=2)
+    return None
+
+
+def find_checkpoint(run: RunDirectory, which: str) -> Path:
+    """Return the file that `checkpoint=best|last|PATH` means.
+
+    Raises:
+        UserError: There is none.
+    """
+    if which == "last":
+        path = newest_whole(run)
+        if path is None:
+            raise UserError(f"Run {run.name!r} has no whole checkpoint yet.")
+        return path
+    if which == "best":
+        if not (run.checkpoints / BEST).is_file():
+            raise UserError(
+                f"Run {run.name!r} has no best checkpoint yet (none was validated). "
+                "Use checkpoint=last."
+            )
+        return run.checkpoints / BEST
+    if not Path(which).is_file():
+        raise UserError(f"checkpoint={which!r} is neither best, last nor a file.")
+    return Path(which)
+
+
+class CheckpointFolder:
+    """The checkpoints of a run: the newest `keep`, and the best by validation.
+
+    Args:
+        run: The run's directory.
+        keep: How many step checkpoints stay; older ones go only after a newer one is whole.
+    """
+
+    def __init__(self, run: RunDirectory, keep: int) -> None:
+        self.run = run
+        self.keep = keep
+
+    def save(self, checkpoint: dict[str, Any], is_best: bool) -> Path:
+        """Write a step checkpoint, point `best.ckpt` to it if it is the best, drop old ones."""
+        sweep_partial_files(self.run.checkpoints)
+        path = self.run.checkpoints / step_name(checkpoint["position"]["global_step"])
+        save_checkpoint(checkpoint, path)
+        if is_best:
+            self._link_best(path)
+        for old in sorted(self.run.checkpoints.glob(_STEP_PATTERN), reverse=True)[self.keep :]:
+            old.unlink()
+        return path
+
+    def _link_best(self, path: Path) -> None:
+        best = self.run.checkpoints / BEST
+        partial = best.with_name(f"{BEST}{PARTIAL_MARK}{os.getpid()}")
+        try:
+            os.link(path, partial)
+        except OSError:
+            # Some cluster file systems know no hard links.
+            with atomic_file(best) as handle:
+                handle.write(path.read_bytes())
+            return
+        partial.replace(best)
+
+    def delete_newer_than(self, global_step: int) -> None:
+        """Forget checkpoints beyond the one a run resumes from, so that `last` stays true."""
+        for path in self.run.checkpoints.glob(_STEP_PATTERN):
+            if path.name > step_name(global_step):
+                path.unlink()
+
+
+def _short(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0][:200] if text else type(error).__name__

@@ -1,0 +1,392 @@
+"""The callback that keeps a run: counts steps, logs, saves, resumes, and stops when asked to."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed
+
+from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.progress import ProgressMeter
+from ecgfounder_train.core.run_directory import RunDirectory
+from ecgfounder_train.core.settings import parse_settings
+from ecgfounder_train.loader.epoch_plan import Position
+from ecgfounder_train.training.checkpoint import (
+    FORMAT_VERSION,
+    CheckpointFolder,
+    load_checkpoint,
+    newest_whole,
+)
+from ecgfounder_train.training.metrics_log import MetricsLog
+from ecgfounder_train.training.module import PretrainModule
+from ecgfounder_train.training.signals import StopRequest
+
+
+@dataclass
+class RunFacts:
+    """What a checkpoint says about its run beside the weights."""
+
+    spec: dict[str, Any]
+    config: dict[str, Any]
+    fingerprints: dict[str, str]
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """When checkpoints are written, and which is the best.
+
+    Args:
+        every_s: Seconds between checkpoints; one is also written after every validation.
+        every_samples: Write one whenever this many more samples were seen; None: by time alone.
+        keep: How many of the newest stay.
+        monitor: Column of metrics.csv that decides about `best.ckpt`.
+        mode: `max` or `min`.
+    """
+
+    every_s: float = 600.0
+    every_samples: int | None = None
+    keep: int = 2
+    monitor: str = "val/macro_auroc"
+    mode: str = "max"
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("max", "min"):
+            raise UserError(f"checkpoint.mode={self.mode!r} is neither max nor min.")
+        if self.monitor not in ("val/macro_auroc", "val/loss"):
+            raise UserError(
+                f"checkpoint.monitor={self.monitor!r} is not val/macro_auroc or val/loss."
+            )
+        if self.keep < 1:
+            raise UserError(f"checkpoint.keep={self.keep} must be at least 1.")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "CheckpointSettings":
+        """Return the settings of a config's `checkpoint` section."""
+        return parse_settings(cls, config, "checkpoint")
+
+
+@dataclass
+class _Window:
+    """Sums since the last logged row; part of the checkpoint, so that rows survive a kill."""
+
+    loss: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    batches: int = 0
+
+
+class RunKeeper(L.Callback):
+    """Keeps one run's position, metrics and checkpoints.
+
+    Args:
+        run: The run's directory.
+        resume: `auto`, `none` or a checkpoint's path.
+        facts: What goes into checkpoints beside the state.
+        settings: When to save.
+        accumulate: Micro-batches per optimizer step.
+        log_every_steps: Optimizer steps per row of metrics.csv.
+        stop: Filled by signals.
+        loggers: Lightning loggers.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        *,
+        resume: str,
+        facts: RunFacts,
+        settings: CheckpointSettings,
+        log_every_steps: int,
+        stop: StopRequest,
+        loggers: list[Any],
+    ) -> None:
+        self.run = run
+        self.resume = resume
+        self.facts = facts
+        self.settings = settings
+        self.log_every_steps = log_every_steps
+        self.stop = stop
+        self.loggers = loggers
+        self.folder = CheckpointFolder(run, settings.keep)
+        self.best: dict[str, Any] = {"value": None, "samples_seen": 0}
+        self.stopped_early = False
+        self._restored: dict[str, Any] | None = None
+        self._window = _Window()
+        self._last_save_s = time.monotonic()
+        self._last_save_samples = 0
+        self._wait_s = self._step_s = 0.0
+        self._batch_end_s: float | None = None
+        self._rate_start = (time.monotonic(), 0)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Choose the checkpoint on rank 0, load weights and position on every rank."""
+        module = _module(pl_module)
+        path = self._choose() if trainer.is_global_zero else None
+        path = trainer.strategy.broadcast(path)
+        if path is None:
+            return
+        checkpoint = load_checkpoint(path)
+        require_same(checkpoint["fingerprints"], self.facts.fingerprints, path)
+        module.model.load_state_dict(checkpoint["model"])
+        if module.average and checkpoint["ema"]:
+            module.average.model.load_state_dict(checkpoint["ema"])
+        position = checkpoint["position"]
+        module.position = Position(position["epoch"], position["slots"])
+        module.optimizer_steps = position["global_step"]
+        self.best = checkpoint["best"]
+        self._window = _Window(
+            torch.tensor(checkpoint["window"]["loss"], dtype=torch.float64),
+            checkpoint["window"]["batches"],
+        )
+        self._restored = checkpoint
+        if trainer.is_global_zero:
+            self.folder.delete_newer_than(module.optimizer_steps)
+            print(
+                f"Resuming run {self.run.name} from {Path(path).name}: "
+                f"{module.samples_seen:,} of {module.total_samples:,} samples seen.",
+                flush=True,
+            )
+
+    def _choose(self) -> str | None:
+        if self.resume == "none":
+            return None
+        if self.resume == "auto":
+            newest = newest_whole(self.run)
+            return str(newest) if newest else None
+        return self.resume
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Restore the optimizer, and open the log where the run stands."""
+        module = _module(pl_module)
+        if self._restored:
+            trainer.optimizers[0].load_state_dict(self._restored["optimizer"])
+            if self._restored["precision"]:
+                trainer.precision_plugin.load_state_dict(self._restored["precision"])
+            self._restored = None
+        self._window.loss = self._window.loss.to(module.device)
+        self._last_save_samples = module.samples_seen
+        self._rate_start = (time.monotonic(), module.samples_seen)
+        self.meter = ProgressMeter(
+            self.run.name,
+            module.total_samples,
+            "ECG",
+            done=module.samples_seen,
+            enabled=trainer.is_global_zero,
+        )
+        self.meter.__enter__()
+        if trainer.is_global_zero:
+            self.log = MetricsLog(self.run.metrics_file, module.samples_seen, self.loggers)
+            self._write_state(module, "training")
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the time since the last batch ended as waiting for data."""
+        now = time.monotonic()
+        if self._batch_end_s is not None:
+            self._wait_s += now - self._batch_end_s
+        self._batch_start_s = now
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """After an optimizer step: move on, log, save, stop."""
+        module = _module(pl_module)
+        self._window.loss += outputs["loss"].detach() * trainer.accumulate_grad_batches
+        self._window.batches += 1
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            module.finish_step()
+            self._after_step(trainer, module)
+        self._batch_end_s = time.monotonic()
+        self._step_s += self._batch_end_s - self._batch_start_s
+
+    def _after_step(self, trainer: L.Trainer, module: PretrainModule) -> None:
+        self.meter.update(module.samples_seen)
+        if module.optimizer_steps % self.log_every_steps == 0:
+            module.check_finite()
+            self._log_training(trainer, module)
+        stop = trainer.strategy.reduce_boolean_decision(self.stop.signal is not None, all=False)
+        at_validation = module.samples_seen >= self._segment_end
+        # At a validation the checkpoint comes after it: a run killed in between validates again.
+        if at_validation:
+            trainer.should_stop = trainer.should_stop or module.samples_seen >= module.total_samples
+        elif stop or self._is_due(trainer, module):
+            self._save(trainer, module, is_best=False)
+        if stop:
+            self.stopped_early = True
+            trainer.should_stop = True
+            if not at_validation:
+                # Lightning validates whenever it is asked to stop, which would put a row into
+                # metrics.csv that an undisturbed run does not have.
+                trainer.limit_val_batches = 0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember where this stretch ends."""
+        module = _module(pl_module)
+        self._segment_end = trainer.datamodule.next_validation(module.position)  # type: ignore[attr-defined]
+        self._batch_end_s = None
+
+    def _is_due(self, trainer: L.Trainer, module: PretrainModule) -> bool:
+        every = self.settings.every_samples
+        due = time.monotonic() - self._last_save_s >= self.settings.every_s
+        if every is not None:
+            due = due or module.samples_seen // every > self._last_save_samples // every
+        # Ranks' clocks differ by moments: rank 0 decides.
+        return bool(trainer.strategy.broadcast(due)) if trainer.world_size > 1 else due
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the validation and save."""
+        module = _module(pl_module)
+        module.check_finite()
+        value = module.validation[self.settings.monitor]
+        best = self.best["value"]
+        sign = 1 if self.settings.mode == "max" else -1
+        is_best = value == value and (best is None or sign * value > sign * best)
+        if is_best:
+            self.best = {"value": value, "samples_seen": module.samples_seen}
+        if trainer.is_global_zero:
+            self.log.write(self._row(module) | module.validation)
+            auroc = module.validation["val/macro_auroc"]
+            self.meter.update(module.samples_seen, f"validation AUROC {auroc:.4f}")
+        self._save(trainer, module, is_best)
+        self._rate_start = (time.monotonic(), module.samples_seen)
+        self._wait_s = self._step_s = 0.0
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Close the log and say in run.json how it ended."""
+        self.meter.__exit__(None, None, None)
+        if trainer.is_global_zero:
+            self._write_state(_module(pl_module), "stopped" if self.stopped_early else "finished")
+            self.log.close()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Give the terminal back before the error is printed."""
+        if hasattr(self, "meter"):
+            self.meter.__exit__(None, None, None)
+
+    def _log_training(self, trainer: L.Trainer, module: PretrainModule) -> None:
+        loss = self._window.loss / self._window.batches
+        if trainer.world_size > 1:
+            torch.distributed.all_reduce(loss)
+            loss = loss / trainer.world_size
+        now = time.monotonic()
+        start_s, start_samples = self._rate_start
+        if trainer.is_global_zero:
+            self.log.write(
+                self._row(module)
+                | {
+                    "train/loss": float(loss),
+                    "train/grad_norm": float(module.grad_norm),
+                    "lr": trainer.optimizers[0].param_groups[0]["lr"],
+                    "ecg_per_s": round(
+                        (module.samples_seen - start_samples) / max(now - start_s, 1e-9), 1
+                    ),
+                    "data_wait_share": round(
+                        self._wait_s / max(self._wait_s + self._step_s, 1e-9), 4
+                    ),
+                }
+            )
+        self._window = _Window(torch.zeros_like(self._window.loss))
+        self._rate_start = (now, module.samples_seen)
+        self._wait_s = self._step_s = 0.0
+
+    def _row(self, module: PretrainModule) -> dict[str, float]:
+        return {
+            "samples_seen": module.samples_seen,
+            "global_step": module.optimizer_steps,
+            "epoch": round(module.samples_seen / module.num_samples, 4),
+        }
+
+    def _save(self, trainer: L.Trainer, module: PretrainModule, is_best: bool) -> None:
+        module.check_finite()
+        loss = self._window.loss.clone()
+        if trainer.world_size > 1:
+            # One checkpoint serves every rank, so it holds the mean of their windows.
+            torch.distributed.all_reduce(loss)
+            loss /= trainer.world_size
+        if trainer.is_global_zero:
+            self.folder.save(self._checkpoint(trainer, module, float(loss)), is_best)
+            self._write_state(module, "training")
+        self._last_save_s = time.monotonic()
+        self._last_save_samples = module.samples_seen
+
+    def _checkpoint(
+        self, trainer: L.Trainer, module: PretrainModule, window_loss: float
+    ) -> dict[str, Any]:
+        return {
+            "format_version": FORMAT_VERSION,
+            "model": module.model.state_dict(),
+            "ema": module.average.model.state_dict() if module.average else None,
+            "optimizer": trainer.optimizers[0].state_dict(),
+            "precision": trainer.precision_plugin.state_dict(),
+            "position": {
+                "epoch": module.position.epoch,
+                "slots": module.position.slots,
+                "global_step": module.optimizer_steps,
+                "samples_seen": module.samples_seen,
+            },
+            # Every draw is keyed by (seed, epoch, slot): the seed is the whole state.
+            "rng": {"kind": "counter", "seed": module.seed},
+            "best": self.best,
+            "window": {"loss": window_loss, "batches": self._window.batches},
+            "spec": self.facts.spec,
+            "config": self.facts.config,
+            "fingerprints": self.facts.fingerprints,
+            "versions": self.facts.versions,
+            "hardware": self.facts.hardware,
+        }
+
+    def _write_state(self, module: PretrainModule, state: str) -> None:
+        self.run.write_state(
+            {
+                "state": state,
+                "samples_seen": module.samples_seen,
+                "total_samples": module.total_samples,
+                "global_step": module.optimizer_steps,
+                "best": {"monitor": self.settings.monitor, **self.best},
+                "spec": self.facts.spec,
+                "fingerprints": self.facts.fingerprints,
+                "versions": self.facts.versions,
+                "hardware": self.facts.hardware,
+            }
+        )
+
+
+_MEANING = {
+    "vocabulary": "labels or their options",
+    "signal_profile": "signal profile",
+    "split": "split into train, val and test",
+    "data": "set of shards",
+    "model": "network",
+}
+
+
+def require_same(found: Mapping[str, str], wanted: Mapping[str, str], path: str) -> None:
+    """Raise if a checkpoint was made with other data or another network.
+
+    Raises:
+        UserError: Names what differs.
+    """
+    other = [name for name in wanted if found.get(name) != wanted[name]]
+    if other:
+        what = ", ".join(_MEANING.get(name, name) for name in other)
+        raise UserError(
+            f"The checkpoint {Path(path).name} was made with another {what}. Give the settings it "
+            "was started with, or start anew with another run=NAME."
+        )
+
+
+def _module(module: L.LightningModule) -> PretrainModule:
+    assert isinstance(module, PretrainModule)
+    return module

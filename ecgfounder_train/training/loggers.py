@@ -1,0 +1,77 @@
+"""TensorBoard and wandb beside metrics.csv; neither learns where or on what path a run happens."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from ecgfounder_train.core.errors import UserError, did_you_mean
+from ecgfounder_train.core.run_directory import RunDirectory
+
+KINDS = ("csv", "tensorboard", "wandb")
+
+
+def create_loggers(
+    config: Mapping[str, Any], run: RunDirectory, hyperparameters: Mapping[str, Any]
+) -> list[Logger]:
+    """Return the loggers of a config's `logger` section; metrics.csv is written in any case.
+
+    Args:
+        config: `kind` and its parameters.
+        run: The run's directory, under which loggers keep their files.
+        hyperparameters: What may leave the machine: the config without its paths.
+    """
+    kind = str(config.get("kind", "csv"))
+    if kind == "csv":
+        return []
+    if kind == "tensorboard":
+        return [TensorBoardLogger(run.path, name="tensorboard", version="")]
+    if kind == "wandb":
+        return [_wandb(config, run, hyperparameters)]
+    raise UserError(f"logger.kind={kind!r} is unknown." + did_you_mean(kind, KINDS))
+
+
+def _wandb(
+    config: Mapping[str, Any], run: RunDirectory, hyperparameters: Mapping[str, Any]
+) -> Logger:
+    import wandb
+
+    # Without an account wandb asks for one on the terminal, or raises on a compute node.
+    mode = config.get("mode") or ("online" if _has_account() else "offline")
+    # wandb must not record the program, its arguments, the host or its environment.
+    settings = wandb.Settings(
+        host="",
+        username="",
+        email="",
+        program="",
+        root_dir=str(run.path),
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        x_disable_stats=True,
+        disable_git=True,
+        disable_code=True,
+        save_code=False,
+        console="off",
+        silent=True,
+    )
+    run_id = hashlib.sha256(run.name.encode()).hexdigest()[:16]
+    return WandbLogger(
+        name=run.name,
+        id=run_id,
+        project=str(config.get("project", "ecgfounder_train")),
+        save_dir=str(run.path),
+        offline=mode == "offline",
+        # Offline `must` starts again at step 0; our own id and step make `allow` safe.
+        resume="allow",
+        settings=settings,
+        config=dict(hyperparameters),
+        log_model=False,
+    )
+
+
+def _has_account() -> bool:
+    import wandb
+
+    return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)

@@ -1,0 +1,232 @@
+"""The LightningModule: forward, masked loss, optimizer, and the metrics of validation."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed
+from torch import nn
+
+from ecgfounder_train.core.errors import UserError, did_you_mean
+from ecgfounder_train.core.settings import parse_settings
+from ecgfounder_train.loader.counter_rng import uniforms
+from ecgfounder_train.loader.epoch_plan import Position
+from ecgfounder_train.loader.transforms import BatchTransform
+from ecgfounder_train.metrics import HistogramAuroc, macro
+from ecgfounder_train.training.ema import WeightAverage
+from ecgfounder_train.training.schedules import Progress, Schedule
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW (Loshchilov and Hutter 2019).
+
+    Args:
+        name: Only `adamw`.
+        lr: Base learning rate, which the schedule multiplies.
+        weight_decay: Decoupled weight decay.
+        beta1: Decay of the gradient's mean.
+        beta2: Decay of the gradient's square.
+        eps: Added to the denominator.
+        decay_all: Also decay biases and normalisation weights (plain AdamW, as the original's
+            fine-tuning scripts do); False leaves one-dimensional tensors alone.
+    """
+
+    name: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 1e-5
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    decay_all: bool = True
+
+    def __post_init__(self) -> None:
+        if self.name != "adamw":
+            raise UserError(
+                f"optimizer.name={self.name!r} is unknown." + did_you_mean("", ["adamw"])
+            )
+        if self.lr <= 0 or self.weight_decay < 0:
+            raise UserError("optimizer.lr must be above 0 and optimizer.weight_decay not negative.")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "OptimizerSettings":
+        """Return the settings of a config's `optimizer` section."""
+        return parse_settings(cls, config, "optimizer")
+
+    def create(self, model: nn.Module, fused: bool) -> torch.optim.AdamW:
+        """Return the optimizer over the trainable parameters."""
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        decayed = [p for p in trainable if self.decay_all or p.ndim > 1]
+        spared = [p for p in trainable if not self.decay_all and p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": self.weight_decay}]
+        if spared:
+            groups.append({"params": spared, "weight_decay": 0.0})
+        return torch.optim.AdamW(
+            groups,
+            lr=self.lr,
+            betas=(self.beta1, self.beta2),
+            eps=self.eps,
+            fused=True if fused else None,
+        )
+
+
+class PretrainModule(L.LightningModule):
+    """A network, its loss and its position in the data.
+
+    Args:
+        model: The network, (B, num_leads, num_samples) to (B, num_labels).
+        loss: Elementwise masked loss `loss(logits, targets, observed)`, zero where unobserved.
+        transform: Device-side half of the preprocessing.
+        optimizer: Optimizer settings.
+        schedule: Learning-rate schedule.
+        num_samples: Samples of the training split.
+        total_samples: The run's budget in samples.
+        global_batch_size: Samples per optimizer step over all ranks.
+        seed: The run's seed; also keys dropout, step by step.
+        average: Weight average that validation uses instead of the raw weights.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        transform: BatchTransform,
+        optimizer: OptimizerSettings,
+        schedule: Schedule,
+        *,
+        num_samples: int,
+        total_samples: int,
+        global_batch_size: int,
+        num_labels: int,
+        seed: int,
+        average: WeightAverage | None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.transform = transform
+        self.optimizer_settings = optimizer
+        self.schedule = schedule
+        self.num_samples = num_samples
+        self.total_samples = total_samples
+        self.global_batch_size = global_batch_size
+        self.seed = seed
+        # Kept out of the module tree: DDP must neither broadcast nor count the second copy.
+        self._average = [average] if average else []
+        self.position = Position()
+        self.optimizer_steps = 0
+        self.grad_norm = torch.zeros(())
+        self.diverged = torch.zeros((), dtype=torch.bool)
+        self._auroc = HistogramAuroc(num_labels)
+        self._val_loss = torch.zeros(2, dtype=torch.float64)
+        self.validation: dict[str, float] = {}
+
+    @property
+    def average(self) -> WeightAverage | None:
+        """The weight average, if this run keeps one."""
+        return self._average[0] if self._average else None
+
+    @property
+    def samples_seen(self) -> int:
+        """Samples trained on so far, padding not counted."""
+        return self.position.samples_seen(self.num_samples)
+
+    def forward(self, signal: torch.Tensor) -> torch.Tensor:
+        """Return logits (B, num_labels) of normalised signals (B, num_leads, num_samples)."""
+        return self.model(signal)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return AdamW, fused on a GPU."""
+        return self.optimizer_settings.create(self.model, fused=self.device.type == "cuda")
+
+    def on_fit_start(self) -> None:
+        """Move what Lightning does not know of to the device."""
+        if self.average:
+            self.average.model.to(self.device)
+        self.diverged = self.diverged.to(self.device)
+        self._auroc.to(self.device)
+        # Double precision does not exist on Apple's GPUs; nowhere else does the sum need less.
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        self._val_loss = torch.zeros(2, dtype=dtype, device=self.device)
+
+    def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Set the learning rate, and key dropout to this micro-batch."""
+        progress = Progress(self.samples_seen, self.total_samples, self.num_samples)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = self.optimizer_settings.lr * self.schedule.factor(progress)
+        # Global generators are seeded from the position, so there is no state to save: a resumed
+        # run drops the same units as an undisturbed one.
+        draw = uniforms(self.seed, batch["epoch"], batch["slots"][:1], "torch", 2)[0]
+        torch.manual_seed(int(draw[0] * 2**24) << 24 | int(draw[1] * 2**24))
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> torch.Tensor:
+        """Return this rank's share of the global batch's mean loss."""
+        signal, targets, observed = self.transform(batch, training=True)
+        elements = self.loss(self.model(signal).float(), targets, observed)
+        return elements.sum() / batch["loss_denominator"]
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by total norm and remember the norm; note a value that is not finite."""
+        limit = gradient_clip_val or float("inf")
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit).detach()
+        # float16 skips such a step and halves its scale; everywhere else it would stay for good.
+        if self.trainer.precision != "16-mixed":
+            self.diverged = self.diverged | ~torch.isfinite(self.grad_norm)
+
+    def finish_step(self) -> None:
+        """Move on after an optimizer step."""
+        self.position = self.position.advanced(self.global_batch_size, self.num_samples)
+        self.optimizer_steps += 1
+        if self.average:
+            self.average.update(self.model, self.global_batch_size, self.samples_seen)
+
+    def check_finite(self) -> None:
+        """Raise if a gradient was NaN or infinite since the last check.
+
+        Gradients are summed over ranks before they are looked at, so all ranks raise together.
+
+        Raises:
+            UserError: Training has diverged.
+        """
+        if self.diverged:
+            raise UserError(
+                f"The loss or its gradient is NaN or infinite before {self.samples_seen:,} samples "
+                "(no checkpoint was written since). Lower optimizer.lr, set gradient_clip_norm=1, "
+                "or use trainer.precision=32; then run the same command again to go on from the "
+                "last good checkpoint."
+            )
+
+    def on_validation_epoch_start(self) -> None:
+        """Start counting."""
+        self._auroc.reset()
+        self._val_loss.zero_()
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Count one batch, with the averaged weights if there are any."""
+        signal, targets, observed = self.transform(batch, training=False)
+        model = self.average.model if self.average else self.model
+        logits = model(signal).float()
+        elements = self.loss(logits, targets, observed)
+        self._val_loss += torch.stack([elements.sum(), observed.sum()]).to(self._val_loss)
+        self._auroc.update(logits, targets, observed)
+
+    def on_validation_epoch_end(self) -> None:
+        """Add up over ranks and compute the figures of `validation`."""
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(self._auroc.state)
+            torch.distributed.all_reduce(self._val_loss)
+        mean = macro(self._auroc.compute().numpy(), self._auroc.num_positives().numpy())
+        total, count = self._val_loss.tolist()
+        self.validation = {
+            "val/loss": total / max(count, 1.0),
+            "val/macro_auroc": mean.value,
+            "val/num_labels": mean.num_labels,
+        }

@@ -1,0 +1,205 @@
+"""Run or resume one pretraining run: the config in, an exit code out."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.files import atomic_file
+from ecgfounder_train.core.fingerprints import fingerprint
+from ecgfounder_train.core.ranks import is_rank_zero
+from ecgfounder_train.core.run_directory import RunDirectory
+from ecgfounder_train.loader.datamodule import ShardDataModule
+from ecgfounder_train.loader.transforms import Augmentation, BatchTransform
+from ecgfounder_train.losses import create_loss
+from ecgfounder_train.models import create_model
+from ecgfounder_train.records import SignalProfile
+from ecgfounder_train.shards import ShardSet
+from ecgfounder_train.training.checkpoint import newest_whole
+from ecgfounder_train.training.ema import WeightAverage
+from ecgfounder_train.training.keeper import CheckpointSettings, RunFacts, RunKeeper
+from ecgfounder_train.training.loggers import create_loggers
+from ecgfounder_train.training.module import OptimizerSettings, PretrainModule
+from ecgfounder_train.training.schedules import create_schedule
+from ecgfounder_train.training.settings import Budget, DataSettings
+from ecgfounder_train.training.signals import StopRequest, stop_on_signals
+from ecgfounder_train.training.trainer import TrainerSettings, create_trainer, hardware, versions
+
+PATH_SECTIONS = ("paths", "shards", "hydra")
+"""Config sections that hold paths; they stay in the run directory's config.yaml."""
+
+
+def train(config: Mapping[str, Any]) -> int:
+    """Train until the budget is spent or a signal comes; return the process's exit code.
+
+    Args:
+        config: The composed `configs/pretrain.yaml` as plain containers.
+
+    Raises:
+        UserError: Whatever the user can mend.
+    """
+    run = RunDirectory.of(config["paths"]["runs"], config["run"])
+    # First everything that can be wrong, then the first file.
+    settings = TrainerSettings.from_config(config["trainer"])
+    shards = ShardSet.open(config["shards"])
+    budget = Budget.from_config(config["budget"])
+    data = DataSettings.from_config(config["data"])
+    checkpointing = CheckpointSettings.from_config(config["checkpoint"])
+    per_rank = data.per_rank(settings.world_size)
+    torch.manual_seed(config["seed"])
+    module, facts = create_module(config, shards, settings)
+    datamodule = ShardDataModule(
+        shards,
+        seed=config["seed"],
+        global_batch_size=data.global_batch_size,
+        batch_size_per_rank=per_rank,
+        validate_every_samples=budget.validate_every(module.num_samples),
+        total_samples=module.total_samples,
+        checksum=data.checksum,
+    )
+    with ExitStack() as stack:
+        if is_rank_zero():
+            stack.enter_context(run.locked())
+            _check_resume(run, str(config["resume"]))
+            with atomic_file(run.config_file, "w") as handle:
+                handle.write(OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+            _announce(run, shards, module, settings)
+        stop = stack.enter_context(stop_on_signals())
+        loggers = create_loggers(config["logger"], run, facts.config) if is_rank_zero() else []
+        keeper = RunKeeper(
+            run,
+            resume=str(config["resume"]),
+            facts=facts,
+            settings=checkpointing,
+            log_every_steps=int(config["log_every_steps"]),
+            stop=stop,
+            loggers=loggers,
+        )
+        trainer = create_trainer(
+            settings,
+            callbacks=[keeper],
+            accumulate=data.global_batch_size // (per_rank * settings.world_size),
+            gradient_clip_norm=config["gradient_clip_norm"],
+            default_root_dir=str(run.path),
+        )
+        if _is_complete(run, module, str(config["resume"])):
+            print(
+                f"Run {run.name} is complete. Evaluate it with scripts/evaluate.py run={run.name}, "
+                "or raise budget.max_epochs to train on."
+            )
+            return 0
+        trainer.fit(module, datamodule=datamodule)
+    return _farewell(run, keeper, module, stop)
+
+
+def create_module(
+    config: Mapping[str, Any], shards: ShardSet, settings: TrainerSettings
+) -> tuple[PretrainModule, RunFacts]:
+    """Return the module for these shards, and the facts its checkpoints will carry."""
+    manifest = shards.manifest
+    data = DataSettings.from_config(config["data"])
+    profile = SignalProfile.from_config(manifest.signal)
+    transform = BatchTransform(
+        manifest.leads,
+        profile.load_normalisation,
+        data.lead_choice,
+        Augmentation.from_config(config["augmentation"]),
+        config["seed"],
+    )
+    model_config = dict(config["model"])
+    spec = {
+        "model": model_config,
+        "num_leads": transform.num_leads,
+        "lead_choice": data.lead_choice,
+        "labels": list(manifest.labels),
+        "vocabulary": dict(manifest.vocabulary),
+        "signal": dict(manifest.signal),
+    }
+    name = str(model_config.pop("name"))
+    model = create_model(name, transform.num_leads, len(manifest.labels), **model_config)
+    loss_config = dict(config["loss"])
+    loss = create_loss(str(loss_config.pop("name")), **loss_config)
+    half_life = config["ema"]["half_life_samples"]
+    num_samples = len(shards.rows("train"))
+    facts = RunFacts(
+        spec={**spec, "model": {"name": name, **model_config}},
+        config={key: value for key, value in config.items() if key not in PATH_SECTIONS},
+        fingerprints={
+            "vocabulary": manifest.fingerprints["vocabulary"],
+            "signal_profile": manifest.fingerprints["signal_profile"],
+            "split": manifest.fingerprints["split"],
+            "data": manifest.fingerprint,
+            "model": fingerprint([name, model_config, transform.num_leads]),
+        },
+        versions=versions(),
+        hardware=hardware(settings),
+    )
+    module = PretrainModule(
+        model,
+        loss,
+        transform,
+        OptimizerSettings.from_config(config["optimizer"]),
+        create_schedule(config["schedule"]),
+        num_samples=num_samples,
+        total_samples=Budget.from_config(config["budget"]).total_samples(num_samples),
+        global_batch_size=data.global_batch_size,
+        num_labels=len(manifest.labels),
+        seed=config["seed"],
+        average=WeightAverage(model, half_life) if half_life else None,
+    )
+    return module, facts
+
+
+def _check_resume(run: RunDirectory, resume: str) -> None:
+    if resume == "none" and newest_whole(run):
+        raise UserError(
+            f"Run {run.name!r} exists and resume=none would overwrite it. Choose another run=NAME, "
+            f"resume=auto to go on, or delete {run.path}."
+        )
+
+
+def _is_complete(run: RunDirectory, module: PretrainModule, resume: str) -> bool:
+    if resume != "auto" or (newest := newest_whole(run)) is None:
+        return False
+    position = torch.load(newest, map_location="cpu", weights_only=True, mmap=True)["position"]
+    return bool(position["samples_seen"] >= module.total_samples)
+
+
+def _announce(
+    run: RunDirectory, shards: ShardSet, module: PretrainModule, settings: TrainerSettings
+) -> None:
+    parameters = sum(p.numel() for p in module.model.parameters())
+    print(
+        f"Run {run.name}: {parameters:,} parameters, {len(shards.manifest.labels)} labels, "
+        f"{module.num_samples:,} training samples, budget {module.total_samples:,} samples, "
+        f"{settings.world_size} rank(s) on {'GPU' if settings.on_gpu else 'CPU'}, "
+        f"precision {settings.precision}.",
+        flush=True,
+    )
+
+
+def _farewell(
+    run: RunDirectory, keeper: RunKeeper, module: PretrainModule, stop: StopRequest
+) -> int:
+    if not is_rank_zero():
+        return stop.exit_code if keeper.stopped_early else 0
+    if keeper.stopped_early:
+        assert stop.signal is not None or module.trainer.world_size > 1
+        print(
+            f"Stopped at {module.samples_seen:,} of {module.total_samples:,} samples; everything "
+            "up to here is saved. Run the same command again to go on.",
+            flush=True,
+        )
+        return stop.exit_code
+    best = keeper.best
+    value = "none" if best["value"] is None else f"{best['value']:.4f}"
+    print(
+        f"Run {run.name} is complete: {module.samples_seen:,} samples, best "
+        f"{keeper.settings.monitor} {value} at {best['samples_seen']:,} samples. "
+        f"Next: python scripts/evaluate.py run={run.name}",
+        flush=True,
+    )
+    return 0

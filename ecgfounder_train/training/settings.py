@@ -1,0 +1,87 @@
+"""Budget and batch sizes of a run, checked when they are read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.settings import parse_settings
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train and how often to look.
+
+    Args:
+        max_epochs: Passes over the training split.
+        max_samples: Samples instead of passes; wins where both are given.
+        validate_every_epochs: Distance of validations in passes.
+        validate_every_samples: The same in samples; wins where both are given.
+    """
+
+    max_epochs: float = 20.0
+    max_samples: int | None = None
+    validate_every_epochs: float = 1.0
+    validate_every_samples: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and value <= 0:
+                raise UserError(f"budget.{name}={value} must be above 0.")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Budget":
+        """Return the budget of a config's `budget` section."""
+        return parse_settings(cls, config, "budget")
+
+    def total_samples(self, num_samples: int) -> int:
+        """Return the budget in samples for a training split of `num_samples`."""
+        return self.max_samples or max(round(self.max_epochs * num_samples), 1)
+
+    def validate_every(self, num_samples: int) -> int:
+        """Return the distance of validations in samples."""
+        return self.validate_every_samples or max(
+            round(self.validate_every_epochs * num_samples), 1
+        )
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """How batches are made.
+
+    Args:
+        global_batch_size: Samples between optimizer steps over all ranks.
+        batch_size_per_rank: Samples a rank holds at once; None: its whole share. Smaller values
+            save memory by accumulating gradients and change no result but rounding.
+        checksum: Check every sample read against the index.
+        lead_choice: Which leads the network sees; see `loader.transforms`.
+    """
+
+    global_batch_size: int = 1024
+    batch_size_per_rank: int | None = None
+    checksum: bool = True
+    lead_choice: str = "all"
+
+    def __post_init__(self) -> None:
+        if self.global_batch_size < 1 or (self.batch_size_per_rank or 1) < 1:
+            raise UserError("data.global_batch_size and batch_size_per_rank must be at least 1.")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "DataSettings":
+        """Return the settings of a config's `data` section."""
+        return parse_settings(cls, config, "data")
+
+    def per_rank(self, world_size: int) -> int:
+        """Return the samples of a micro-batch on each of `world_size` ranks.
+
+        Raises:
+            UserError: The sizes do not divide.
+        """
+        per_rank = self.batch_size_per_rank or self.global_batch_size // world_size
+        if per_rank < 1 or self.global_batch_size % (per_rank * world_size):
+            raise UserError(
+                f"data.global_batch_size={self.global_batch_size} cannot be divided over "
+                f"{world_size} ranks with data.batch_size_per_rank={per_rank}. Choose a multiple "
+                f"of {max(per_rank, 1) * world_size}."
+            )
+        return per_rank

@@ -1,0 +1,41 @@
+"""Ctrl-C and the batch system's signals: note them, act at the end of a step.
+
+Saving inside a signal handler deadlocks when one rank is in its backward pass and another at the
+save's barrier (lightning issue 21406; seen in 2 of 3 signals), so the handler only sets a flag.
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StopRequest:
+    """Which signal asked this process to stop, if any."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is signal.SIGINT and number == signal.SIGINT:
+            # Whoever presses Ctrl-C twice does not want to wait for the end of the step.
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal's number, as a shell reports it; 0 when there was none."""
+        return 0 if self.signal is None else 128 + int(self.signal)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Yield a request that SIGINT, SIGTERM and SIGUSR1 fill while the block runs."""
+    request = StopRequest()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    previous = {number: signal.signal(number, request) for number in numbers}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,173 @@
+"""The Lightning Trainer as this project needs it, and the facts about where it runs."""
+
+import logging
+import os
+import platform
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.metadata import version
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+
+from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.settings import parse_settings
+
+PRECISIONS = ("32", "bf16-mixed", "16-mixed")
+ACCELERATORS = ("auto", "cpu", "gpu")
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """Where and how training runs.
+
+    Args:
+        accelerator: `cpu`, `gpu` or `auto`.
+        devices: Ranks on each node.
+        num_nodes: Nodes.
+        precision: `32`, `bf16-mixed` or `16-mixed`.
+        num_threads: Threads of each rank on a CPU; None leaves torch's choice.
+        deterministic: Only deterministic kernels (what bit-exact resume needs on a GPU).
+        ddp_timeout_s: Seconds a rank waits for the others before it gives up.
+    """
+
+    accelerator: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    precision: str | int = "32"
+    num_threads: int | None = None
+    deterministic: bool = False
+    ddp_timeout_s: float = 1800.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "precision", str(self.precision))
+        if self.precision not in PRECISIONS:
+            raise UserError(
+                f"trainer.precision={self.precision} is unknown. Valid: {', '.join(PRECISIONS)}."
+            )
+        if self.accelerator not in ACCELERATORS:
+            raise UserError(
+                f"trainer.accelerator={self.accelerator!r} is unknown. Valid: "
+                f"{', '.join(ACCELERATORS)}."
+            )
+        if self.devices < 1 or self.num_nodes < 1:
+            raise UserError("trainer.devices and trainer.num_nodes must be at least 1.")
+        if self.on_gpu and not torch.cuda.is_available():
+            raise UserError(
+                "trainer.accelerator=gpu, but this torch sees no GPU. Check nvidia-smi and that "
+                "the installed torch is a CUDA build, or use trainer=cpu."
+            )
+        if self.on_gpu and self.devices > torch.cuda.device_count():
+            raise UserError(
+                f"trainer.devices={self.devices}, but this machine has "
+                f"{torch.cuda.device_count()} GPUs."
+            )
+        if not self.on_gpu and self.precision == "16-mixed":
+            raise UserError(
+                "trainer.precision=16-mixed needs a GPU. On a CPU use bf16-mixed or 32."
+            )
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "TrainerSettings":
+        """Return the settings of a config's `trainer` section."""
+        return parse_settings(cls, config, "trainer")
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether ranks compute on GPUs."""
+        return self.accelerator == "gpu" or (
+            self.accelerator == "auto" and torch.cuda.is_available()
+        )
+
+    @property
+    def world_size(self) -> int:
+        """Ranks in all."""
+        return self.devices * self.num_nodes
+
+
+def create_trainer(
+    settings: TrainerSettings,
+    *,
+    callbacks: list[L.Callback],
+    accumulate: int,
+    gradient_clip_norm: float | None,
+    default_root_dir: str,
+) -> L.Trainer:
+    """Return a Trainer that leaves progress, logging and checkpoints to our callbacks."""
+    _quieten_lightning()
+    if settings.num_threads:
+        torch.set_num_threads(settings.num_threads)
+    strategy: Any = "auto"
+    if settings.world_size > 1:
+        strategy = DDPStrategy(
+            process_group_backend="nccl" if settings.on_gpu else "gloo",
+            timeout=timedelta(seconds=settings.ddp_timeout_s),
+            gradient_as_bucket_view=True,
+        )
+    plugins: list[Any] = []
+    if SLURMEnvironment.detect():
+        # Its own requeue saves inside the signal handler, which deadlocks; see `signals`.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    return L.Trainer(
+        accelerator="gpu" if settings.on_gpu else "cpu",
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        strategy=strategy,
+        precision=settings.precision,  # type: ignore[arg-type]
+        plugins=plugins,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_epochs=-1,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=gradient_clip_norm,
+        num_sanity_val_steps=0,
+        # A new stretch of batches for every Lightning "epoch"; see `loader.datamodule`.
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        deterministic=settings.deterministic,
+        # cudnn's search for the fastest kernel pays off at fixed shapes, which ours are.
+        benchmark=settings.on_gpu and not settings.deterministic,
+        default_root_dir=default_root_dir,
+    )
+
+
+def _quieten_lightning() -> None:
+    # Its banners repeat what we print ourselves; its errors still come through.
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning_fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning.*")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what decides about numbers."""
+    names = ("torch", "lightning", "numpy", "scipy", "wfdb", "webdataset")
+    found = {name: version(name) for name in names}
+    return found | {"python": platform.python_version(), "ecgfounder_train": _own_version()}
+
+
+def _own_version() -> str:
+    from ecgfounder_train import __version__
+
+    return __version__
+
+
+def hardware(settings: TrainerSettings) -> dict[str, Any]:
+    """Return device kind, ranks and precision; no host name, no serial number."""
+    device = torch.cuda.get_device_name() if settings.on_gpu else platform.machine() + " CPU"
+    return {
+        "device": device,
+        "devices_per_node": settings.devices,
+        "num_nodes": settings.num_nodes,
+        "threads": torch.get_num_threads(),
+        "precision": str(settings.precision),
+        "deterministic": settings.deterministic,
+    }
