@@ -1,0 +1,256 @@
+"""WFDB header files: strict where a wrong number would give a wrong signal, lenient elsewhere.
+
+Headers in the wild that the `wfdb` package (4.3) refuses are read: an ISO date in the record line
+(CinC 2017) and date before time (``E07500.mat 12 500 5000 05-May-2020 09:49:17``, Georgia). A start
+time nobody can parse is no reason to lose an ECG: it becomes None.
+
+Source: https://wfdb.io/spec/header-files.html
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from datetime import date, datetime, time
+
+from ecgfounder_train.core.errors import RejectedRecordError, RejectReason
+
+DEFAULT_FS = 250.0
+DEFAULT_GAIN = 200.0  # ADC units per mV, what the specification says for "uncalibrated"
+MAX_HEADER_BYTES = 1 << 20
+MAX_SIGNALS = 512
+MAX_FS = 100_000.0
+# 2.1 GB as float32: a day of 12 leads at 250 Hz. A header that promises more is taken for damage.
+MAX_VALUES = 1 << 29
+# Units of the header -> mV. Nothing else is a voltage, and a pulse wave in NU is no ECG lead.
+MILLIVOLTS_PER_UNIT = {"v": 1e3, "mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "nv": 1e-6}
+
+
+@dataclass(frozen=True)
+class SignalSpec:
+    """One signal line: where its samples are and how they become mV."""
+
+    file_name: str
+    fmt: int
+    samples_per_frame: int
+    skew: int
+    byte_offset: int
+    gain: float
+    """ADC units per mV, whatever the header's units were."""
+    baseline: int
+    """ADC value of 0 mV."""
+    units: str
+    name: str
+
+
+@dataclass(frozen=True)
+class RecordHeader:
+    """A header file; `num_samples` is None where it is left to the size of the signal file."""
+
+    name: str
+    fs: float
+    num_samples: int | None
+    signals: tuple[SignalSpec, ...]
+    segments: tuple[tuple[str, int], ...] = ()
+    """(record name, length) of each segment of a multi-segment record, which has no signals."""
+    start_time: datetime | None = None
+    comments: tuple[str, ...] = ()
+
+    @property
+    def lead_names(self) -> tuple[str, ...]:
+        """The signals' descriptions, in stored order."""
+        return tuple(spec.name for spec in self.signals)
+
+
+def header_error(detail: str) -> RejectedRecordError:
+    """Return the rejection of a header that cannot be understood."""
+    return RejectedRecordError(RejectReason.UNREADABLE_HEADER, detail)
+
+
+def decode_header(content: bytes) -> str:
+    """Return the header's text; comments may be Latin-1 (patients' and drugs' names often are).
+
+    Raises:
+        RejectedRecordError: UNREADABLE_HEADER for empty, oversized or binary content.
+    """
+    if not content.strip():
+        raise header_error("header file is empty")
+    if len(content) > MAX_HEADER_BYTES:
+        raise header_error(f"header file is larger than {MAX_HEADER_BYTES} bytes")
+    if b"\0" in content:
+        raise header_error("header file holds NUL bytes")
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        pass
+    for line in content.split(b"\n"):
+        if not line.lstrip().startswith(b"#"):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                raise header_error("record or signal line is not UTF-8") from None
+    return content.decode("latin-1")
+
+
+def parse_header(text: str) -> RecordHeader:
+    """Return the parsed header.
+
+    Raises:
+        RejectedRecordError: UNREADABLE_HEADER, BAD_SAMPLING_RATE, UNKNOWN_UNITS, TOO_SHORT (a
+            header that promises no samples) or MISSING_SIGNAL_FILE (one that names none).
+    """
+    lines: list[str] = []
+    comments: list[str] = []
+    for raw in text.split("\n"):
+        line, mark, comment = raw.partition("#")
+        if mark:
+            comments.append(comment.strip(" \t\r#"))
+        if line := line.strip():
+            lines.append(line)
+    if not lines:
+        raise header_error("header file has no record line")
+
+    name, num_segments, num_signals, fs, num_samples, start_time = _parse_record_line(lines[0])
+    body = lines[1:]
+    if num_segments is not None:
+        if len(body) != num_segments:
+            raise header_error(f"{num_segments} segments announced, {len(body)} listed")
+        segments = tuple(_parse_segment_line(line) for line in body)
+        return RecordHeader(name, fs, num_samples, (), segments, start_time, tuple(comments))
+    if num_signals == 0:
+        raise RejectedRecordError(RejectReason.MISSING_SIGNAL_FILE, "header names no signal file")
+    if len(body) != num_signals:
+        raise header_error(f"{num_signals} signals announced, {len(body)} listed")
+    if num_samples is not None and num_samples * num_signals > MAX_VALUES:
+        raise header_error(f"header promises {num_samples} samples of {num_signals} signals")
+    signals = tuple(_parse_signal_line(line) for line in body)
+    return RecordHeader(name, fs, num_samples, signals, (), start_time, tuple(comments))
+
+
+_INTEGER = re.compile(r"[0-9]{1,18}")
+_NUMBER = r"[-+]?(?:[0-9]{1,30}\.?[0-9]{0,30}|\.[0-9]{1,30})(?:[eE][-+]?[0-9]{1,3})?"
+_FS = re.compile(rf"({_NUMBER})(?:/{_NUMBER}(?:\({_NUMBER}\))?)?")
+_FORMAT = re.compile(
+    r"([0-9]{1,4})(?:x([0-9]{1,6}))?(?::([0-9]{1,9}))?(?:\+([0-9]{1,12}))?", re.ASCII
+)
+_GAIN = re.compile(rf"({_NUMBER})(?:\(([-+]?[0-9]{{1,10}})\))?(?:/(\S+))?")
+_SIGNED = re.compile(r"[-+]?[0-9]{1,10}")
+
+
+def _integer(text: str, what: str) -> int:
+    if not _INTEGER.fullmatch(text):
+        raise header_error(f"{what} is not a whole number")
+    return int(text)
+
+
+def _parse_record_line(
+    line: str,
+) -> tuple[str, int | None, int, float, int | None, datetime | None]:
+    fields = line.split()
+    if len(fields) < 2:
+        raise header_error("record line has fewer than two fields")
+    name, slash, segments = fields[0].partition("/")
+    num_segments = _integer(segments, "number of segments") if slash else None
+    num_signals = _integer(fields[1], "number of signals")
+    if num_signals > MAX_SIGNALS:
+        raise header_error(f"header announces {num_signals} signals")
+    fs = DEFAULT_FS
+    if len(fields) > 2:
+        match = _FS.fullmatch(fields[2])
+        if match is None:
+            raise header_error("sampling rate is not a number")
+        fs = float(match[1])
+    if not 0 < fs <= MAX_FS:
+        raise RejectedRecordError(RejectReason.BAD_SAMPLING_RATE, f"header says {fs:g} Hz")
+    num_samples = None
+    rest = fields[3:]
+    if rest and not (":" in rest[0] or "-" in rest[0][1:]):
+        num_samples = _integer(rest.pop(0), "number of samples")
+        if num_samples == 0:
+            raise RejectedRecordError(RejectReason.TOO_SHORT, "header promises 0 samples")
+    return name, num_segments, num_signals, fs, num_samples, _parse_start(rest)
+
+
+def _parse_segment_line(line: str) -> tuple[str, int]:
+    fields = line.split()
+    if len(fields) < 2:
+        raise header_error("segment line has fewer than two fields")
+    if fields[0] != "~":
+        check_file_name(fields[0])
+    return fields[0], _integer(fields[1], "segment length")
+
+
+def check_file_name(name: str) -> None:
+    """Raise UNREADABLE_HEADER unless `name` is a plain file name beside the header.
+
+    A header comes from elsewhere: one that names ``../../etc/passwd``, ``/dev/zero``, standard
+    input (``-``) or a URL must not make us open it.
+    """
+    if name.startswith((".", "-")) or "/" in name or "\\" in name or ":" in name:
+        raise header_error("signal file is not a plain file name beside the header")
+
+
+def _parse_signal_line(line: str) -> SignalSpec:
+    fields = line.split(None, 8)
+    if len(fields) < 2:
+        raise header_error("signal line has fewer than two fields")
+    file_name = fields[0]
+    if file_name == "~":
+        raise RejectedRecordError(RejectReason.MISSING_SIGNAL_FILE, "signal has no file (~)")
+    check_file_name(file_name)
+    match = _FORMAT.fullmatch(fields[1])
+    if match is None:
+        raise header_error("signal format is not understood")
+    fmt, per_frame, skew, offset = (int(group) if group else 0 for group in match.groups())
+
+    gain, baseline, units = DEFAULT_GAIN, None, "mV"
+    if len(fields) > 2:
+        match = _GAIN.fullmatch(fields[2])
+        if match is None:
+            raise header_error("gain is not a number")
+        gain = float(match[1]) or DEFAULT_GAIN
+        baseline = int(match[2]) if match[2] else None
+        units = match[3] or "mV"
+    scale = MILLIVOLTS_PER_UNIT.get(units.lower())
+    if scale is None:
+        raise RejectedRecordError(
+            RejectReason.UNKNOWN_UNITS, f"units {units[:16]!r} are no voltage"
+        )
+    gain /= scale
+    if not (math.isfinite(gain) and 1e-3 <= gain <= 1e9):
+        raise header_error(f"gain of {gain:g} ADC units per mV")
+    if baseline is None:
+        baseline = 0
+        if len(fields) > 4:  # "if the baseline is missing, it is the ADC zero"
+            if not _SIGNED.fullmatch(fields[4]):
+                raise header_error("ADC zero is not a whole number")
+            baseline = int(fields[4])
+    name = fields[8].strip() if len(fields) > 8 else ""
+    return SignalSpec(file_name, fmt, per_frame or 1, skew, offset, gain, baseline, units, name)
+
+
+_MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()
+_DATES = (
+    (re.compile(r"(?P<y>[0-9]{4})[-/](?P<m>[0-9]{1,2})[-/](?P<d>[0-9]{1,2})")),
+    (re.compile(r"(?P<d>[0-9]{1,2})[-/](?P<m>[0-9]{1,2}|[A-Za-z]{3})[-/](?P<y>[0-9]{4})")),
+)
+_TIME = re.compile(r"([0-9]{1,2}):([0-9]{1,2})(?::([0-9]{1,2})(?:\.([0-9]{1,6}))?)?")
+
+
+def _parse_start(fields: list[str]) -> datetime | None:
+    """Return the start of the recording from time and date in any order, else None."""
+    day: date | None = None
+    clock: time | None = None
+    tokens = [part for field in fields for part in (field.split("T") if "T" in field else [field])]
+    try:
+        for token in tokens:
+            for pattern in _DATES:
+                if day is None and (match := pattern.fullmatch(token)):
+                    month = match["m"].lower()
+                    number = int(month) if month.isdigit() else _MONTHS.index(month) + 1
+                    day = date(int(match["y"]), number, int(match["d"]))
+            if clock is None and (match := _TIME.fullmatch(token)):
+                hour, minute, second = (int(group or 0) for group in match.groups()[:3])
+                clock = time(hour, minute, second, int((match[4] or "0").ljust(6, "0")))
+    except ValueError:
+        return None
+    return datetime.combine(day, clock) if day and clock else None

@@ -1,0 +1,531 @@
+"""Signal profiles: the four published preprocessing regimes, and any other, as one ordered list.
+
+A profile has two halves. `SignalProfile.apply` is what happens once, when shards are built: leads
+by name, missing samples, resampling and filters in the profile's order, windows, statistics. The
+second half, `LoadNormalisation`, happens at every load and can be changed without rewriting a
+shard; `normalise` is its numpy reference.
+
+Source: shared/reference ECGFOUNDER, "four regimes in print"; per profile in configs/signal/.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfounder_train.core.errors import (
+    RejectedRecordError,
+    RejectReason,
+    UserError,
+    did_you_mean,
+)
+from ecgfounder_train.core.fingerprints import fingerprint
+from ecgfounder_train.records import filters
+from ecgfounder_train.records.filters import Signal
+from ecgfounder_train.records.leads import STANDARD_LEADS, canonical_lead
+from ecgfounder_train.records.normalisation import NORMALISATION_KINDS, LoadNormalisation
+from ecgfounder_train.records.record import EcgRecord
+
+# Part of every fingerprint: raise it when the same parameters would give other numbers.
+SIGNAL_CODE_VERSION = 1
+INT16_LIMIT = 32767  # symmetric; -32768 stays free, WFDB uses it for a missing sample
+
+# What each stage takes: key -> default (None: must be given). All numbers are floats but `order`.
+_STAGE_KEYS: dict[str, dict[str, Any]] = {
+    "resample": {"method": "linear"},
+    "notch": {"frequency_hz": None, "quality": 30.0},
+    "highpass": {"cutoff_hz": None, "order": 2},
+    "lowpass": {"cutoff_hz": None, "order": 2},
+    "fir_lowpass": {"cutoff_hz": None, "transition_hz": 12.5},
+    "bandpass": {"low_hz": None, "high_hz": None, "order": 4},
+    "median": {"window_s": 0.4},
+    "statistics": {},
+    "decimate": {},
+    "window": {},
+}
+_FILTERS = ("notch", "highpass", "lowpass", "fir_lowpass", "bandpass", "median")
+_CHOICES = {
+    "resample.method": ("linear", "polyphase"),
+    "windows.policy": ("consecutive", "centre", "first"),
+    "windows.tail": ("drop", "pad"),
+    "windows.pad": ("end", "centre", "reject"),
+    "normalisation.kind": NORMALISATION_KINDS,
+}
+_WINDOW_KEYS = {"policy": "consecutive", "tail": "drop", "pad": "end", "min_duration_s": 5.0}
+_LIMIT_KEYS = {
+    "max_abs_mv": 20.0,
+    "max_missing_fraction": 0.01,
+    "constant_leads": True,
+    "min_fs": 50.0,
+    "max_fs": 20000.0,
+}
+_NORMALISATION_KEYS = {"kind": "joint", "eps": 1e-8, "clip": None, "centre": True}
+
+
+@dataclass
+class Window:
+    """One training sample.
+
+    Shape:
+        ecg: int16 (num_leads, num_samples) in microvolts, 0 outside the valid part.
+        stats: float32 (num_leads, 2), mean and standard deviation in mV at the profile's point.
+    """
+
+    number: int
+    ecg: NDArray[np.int16]
+    stats: NDArray[np.float32]
+    valid_start: int
+    valid_num_samples: int
+
+
+@dataclass
+class ProfiledRecord:
+    """What a profile makes of one record."""
+
+    windows: list[Window]
+    native_fs: float
+    dropped_stages: tuple[str, ...]
+    derived_leads: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SignalProfile:
+    """All that is done to a signal before a network sees it. Build it with `from_config`."""
+
+    name: str
+    leads: tuple[str, ...]
+    fs: float
+    duration_s: float
+    filter_fs: float
+    stages: tuple[str, ...]
+    stage_parameters: dict[str, dict[str, Any]]
+    windows: dict[str, Any]
+    limits: dict[str, Any]
+    load_normalisation: LoadNormalisation
+    derive_leads: bool = False
+    lead_aliases: dict[str, str] = field(default_factory=dict)
+    site_overrides: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "SignalProfile":
+        """Return the profile of a `configs/signal/*.yaml` mapping.
+
+        Raises:
+            UserError: An unknown key or stage, or a value that cannot be; the message names it.
+        """
+        return _parse_profile(config)
+
+    @property
+    def num_samples(self) -> int:
+        """Length of a window."""
+        return round(self.fs * self.duration_s)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(num_leads, num_samples) of every window."""
+        return len(self.leads), self.num_samples
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the mapping `from_config` takes, every default written out."""
+        return {
+            "name": self.name,
+            **self._build_dict(),
+            "normalisation": self.load_normalisation.to_dict(),
+        }
+
+    def _build_dict(self) -> dict[str, Any]:
+        return {
+            "leads": list(self.leads),
+            "derive_leads": self.derive_leads,
+            "lead_aliases": self.lead_aliases,
+            "fs": self.fs,
+            "duration_s": self.duration_s,
+            "filter_fs": self.filter_fs,
+            "stages": list(self.stages),
+            **self.stage_parameters,
+            "windows": self.windows,
+            "limits": self.limits,
+            "site_overrides": self.site_overrides,
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Short hash of everything that changes a number the network sees (not of the name)."""
+        return fingerprint(
+            {"build": self.build_fingerprint, "normalisation": self.load_normalisation.to_dict()}
+        )
+
+    @cached_property
+    def build_fingerprint(self) -> str:
+        """Short hash of the first half: shards are interchangeable exactly if it is the same."""
+        return fingerprint({"version": SIGNAL_CODE_VERSION, **self._build_dict()})
+
+    def apply(self, record: EcgRecord, site: str | None = None) -> ProfiledRecord:
+        """Return the record's windows after the first half of the profile.
+
+        Raises:
+            RejectedRecordError: The record does not meet the profile's limits.
+        """
+        native_fs = record.fs
+        if not self.limits["min_fs"] <= native_fs <= self.limits["max_fs"]:
+            raise RejectedRecordError(
+                RejectReason.BAD_SAMPLING_RATE,
+                f"{native_fs:g} Hz is outside {self.limits['min_fs']:g} to "
+                f"{self.limits['max_fs']:g} Hz",
+            )
+        record = record.to_standard_leads(self.leads, self.derive_leads, self.lead_aliases)
+        ecg = self._checked(record)
+        parameters = self._parameters(site)
+        return self._run(ecg, record, parameters)
+
+    def _parameters(self, site: str | None) -> dict[str, dict[str, Any]]:
+        overrides = self.site_overrides.get(site or "", {})
+        return {
+            stage: {**self.stage_parameters.get(stage, {}), **overrides.get(stage, {})}
+            for stage in self.stages
+        }
+
+    def _checked(self, record: EcgRecord) -> Signal:
+        """Return the signal in float64 without gaps, or reject it."""
+        duration_s = record.signal.shape[1] / record.fs
+        shortest = self.windows["min_duration_s"]
+        if self.windows["pad"] == "reject":
+            shortest = max(shortest, self.duration_s)
+        # Half a sample of grace: 4999.5 samples at 500 Hz are 10 s.
+        if duration_s + 0.5 / record.fs < shortest:
+            raise RejectedRecordError(
+                RejectReason.TOO_SHORT, f"{duration_s:.2f} s, shorter than {shortest:g} s"
+            )
+        ecg = record.signal.astype(np.float64)
+        missing = np.isnan(ecg).mean(axis=1)
+        worst = int(missing.argmax())
+        if missing[worst] > 0:
+            if missing[worst] >= self.limits["max_missing_fraction"]:
+                raise RejectedRecordError(
+                    RejectReason.MISSING_SAMPLES,
+                    f"{missing[worst]:.1%} of lead {self.leads[worst]} is missing",
+                )
+            ecg = filters.interpolate_missing(ecg)
+        low, high = ecg.min(axis=1), ecg.max(axis=1)
+        if not (low.any() or high.any()):
+            raise RejectedRecordError(RejectReason.ALL_ZERO, "every sample is zero")
+        if self.limits["constant_leads"] and (low == high).any():
+            flat = [lead for lead, same in zip(self.leads, low == high, strict=True) if same]
+            raise RejectedRecordError(
+                RejectReason.CONSTANT_LEAD, f"constant throughout: {', '.join(flat)}"
+            )
+        peak = max(float(high.max()), -float(low.min()))
+        if not peak <= self.limits["max_abs_mv"]:
+            raise RejectedRecordError(
+                RejectReason.AMPLITUDE,
+                f"{peak:.3g} mV, beyond {self.limits['max_abs_mv']:g} mV",
+            )
+        return ecg
+
+    def _run(
+        self, ecg: Signal, record: EcgRecord, parameters: dict[str, dict[str, Any]]
+    ) -> ProfiledRecord:
+        """Take the signal through the stages in order."""
+        fs = record.fs
+        kept, dropped = _within_nyquist(self.stages, parameters, record.fs)
+        # Without a filter there is nothing to raise the rate for: straight to the target.
+        working_fs = max(fs, self.filter_fs) if any(s in _FILTERS for s in kept) else self.fs
+        stats: NDArray[np.float32] | None = None
+        parts: list[tuple[Signal, int, int]] | None = None
+        for stage in kept:
+            options = parameters[stage]
+            if stage == "resample":
+                if fs < working_fs:
+                    # Straight lines are what was published, for the way up to the final rate. On a
+                    # detour (100 Hz filtered at 500 and taken back to 100) they would cost 4 dB
+                    # at 40 Hz for nothing.
+                    straight = options["method"] == "linear" and self.fs >= working_fs
+                    change = filters.resample_linear if straight else filters.resample_polyphase
+                    ecg, fs = change(ecg, fs, working_fs), working_fs
+            elif stage == "decimate":
+                if fs != self.fs:
+                    ecg, fs = filters.resample_polyphase(ecg, fs, self.fs), self.fs
+            elif stage == "window":
+                parts = self._cut(ecg)
+            elif stage == "statistics":
+                if parts is None:
+                    stats = _moments(ecg)
+            else:
+                ecg = _filter(ecg, fs, stage, options)
+        assert parts is not None
+        windows = []
+        for number, (part, start, length) in enumerate(parts):
+            own = _moments(part) if stats is None else stats
+            window = np.zeros(self.shape, np.int16)
+            microvolts = np.rint(part * 1000.0)
+            if not np.abs(microvolts).max() <= INT16_LIMIT:
+                raise RejectedRecordError(
+                    RejectReason.SATURATED, "beyond the int16 range of microvolts after filtering"
+                )
+            window[:, start : start + length] = microvolts
+            windows.append(Window(number, window, own, start, length))
+        return ProfiledRecord(windows, record.fs, dropped, record.derived_leads)
+
+    def _cut(self, ecg: Signal) -> list[tuple[Signal, int, int]]:
+        """Return (valid samples, their start in the window, their number) for each window."""
+        size, total = self.num_samples, ecg.shape[1]
+        if total <= size:
+            start = (size - total) // 2 if self.windows["pad"] == "centre" else 0
+            return [(ecg, start, total)]
+        if self.windows["policy"] == "first":
+            return [(ecg[:, :size], 0, size)]
+        if self.windows["policy"] == "centre":
+            start = (total - size) // 2
+            return [(ecg[:, start : start + size], 0, size)]
+        starts = range(0, total - size + 1, size)
+        parts = [(ecg[:, start : start + size], 0, size) for start in starts]
+        rest = total % size
+        if self.windows["tail"] == "pad" and rest >= self.windows["min_duration_s"] * self.fs:
+            parts.append((ecg[:, total - rest :], 0, rest))
+        return parts
+
+
+def _moments(ecg: Signal) -> NDArray[np.float32]:
+    """Return float32 (num_leads, 2): mean and (population) standard deviation per lead."""
+    return np.stack([ecg.mean(axis=1), ecg.std(axis=1)], axis=1).astype(np.float32)
+
+
+def _within_nyquist(
+    stages: Sequence[str], parameters: dict[str, dict[str, Any]], fs: float
+) -> tuple[list[str], tuple[str, ...]]:
+    """Return the stages that mean something for a recording sampled at `fs`, and the others.
+
+    Judged by the native rate: at 100 Hz nothing of 60 Hz was recorded, whatever rate the filter
+    would run at. A band-pass whose upper edge is out of reach keeps its lower edge.
+    """
+    kept: list[str] = []
+    dropped: list[str] = []
+    for stage in stages:
+        options = parameters[stage]
+        edge = options.get("frequency_hz", options.get("cutoff_hz", options.get("low_hz", 0.0)))
+        if stage in _FILTERS and edge >= fs / 2:
+            dropped.append(stage)
+            continue
+        kept.append(stage)
+        if stage == "bandpass" and options["high_hz"] >= fs / 2:
+            dropped.append("bandpass.high_hz")
+            parameters[stage] = {**options, "high_hz": None}
+    return kept, tuple(dropped)
+
+
+def _filter(ecg: Signal, fs: float, stage: str, options: dict[str, Any]) -> Signal:
+    try:
+        if stage == "notch":
+            return filters.notch(ecg, fs, options["frequency_hz"], options["quality"])
+        if stage == "fir_lowpass":
+            return filters.fir_lowpass(ecg, fs, options["cutoff_hz"], options["transition_hz"])
+        if stage == "median":
+            return filters.subtract_running_median(ecg, fs, options["window_s"])
+        order = options["order"]
+        if stage in ("highpass", "lowpass"):
+            return filters.butterworth(ecg, fs, stage, order, options["cutoff_hz"])
+        if options["high_hz"] is None:
+            return filters.butterworth(ecg, fs, "highpass", order, options["low_hz"])
+        return filters.butterworth(
+            ecg, fs, "bandpass", order, options["low_hz"], options["high_hz"]
+        )
+    except ValueError as error:
+        if "padlen" in str(error):  # only reachable with a minimum length of milliseconds
+            raise RejectedRecordError(
+                RejectReason.TOO_SHORT, f"{ecg.shape[1]} samples are too few for {stage}"
+            ) from None
+        raise
+
+
+def _parse_profile(config: Mapping[str, Any]) -> SignalProfile:
+    known = (
+        *("name", "leads", "derive_leads", "lead_aliases", "fs", "duration_s", "filter_fs"),
+        *("stages", "windows", "limits", "normalisation", "site_overrides"),
+        *(stage for stage, keys in _STAGE_KEYS.items() if keys),
+    )
+    _refuse_unknown(config, known, "signal")
+    for key in ("name", "stages"):
+        if key not in config:
+            raise UserError(f"signal.{key} is missing. Start from one of configs/signal/*.yaml.")
+    stages = _parse_stages(config["stages"])
+    parameters = {
+        stage: _section(config.get(stage), _STAGE_KEYS[stage], f"signal.{stage}")
+        for stage in stages
+        if _STAGE_KEYS[stage]
+    }
+    overrides: dict[str, dict[str, dict[str, Any]]] = {}
+    for site, sections in (config.get("site_overrides") or {}).items():
+        where = f"signal.site_overrides.{site}"
+        _refuse_unknown(_mapping(sections, where), parameters, where)
+        overrides[str(site)] = {
+            stage: _only_given(values, parameters[stage], f"{where}.{stage}")
+            for stage, values in sections.items()
+        }
+    normalisation = _section(
+        config.get("normalisation"), _NORMALISATION_KEYS, "signal.normalisation"
+    )
+    profile = SignalProfile(
+        name=str(config["name"]),
+        leads=_parse_leads(config.get("leads", STANDARD_LEADS)),
+        fs=_number(config.get("fs", 500), "signal.fs"),
+        duration_s=_number(config.get("duration_s", 10), "signal.duration_s"),
+        filter_fs=_number(config.get("filter_fs", 500), "signal.filter_fs"),
+        stages=stages,
+        stage_parameters=parameters,
+        windows=_section(config.get("windows"), _WINDOW_KEYS, "signal.windows"),
+        limits=_section(config.get("limits"), _LIMIT_KEYS, "signal.limits"),
+        load_normalisation=LoadNormalisation(**normalisation),
+        derive_leads=_boolean(config.get("derive_leads", False), "signal.derive_leads"),
+        lead_aliases=_parse_aliases(config.get("lead_aliases")),
+        site_overrides=overrides,
+    )
+    _check_rates(profile)
+    return profile
+
+
+def _parse_stages(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise UserError(f"signal.stages={value!r} is not a list of stages.")
+    stages = tuple(str(stage) for stage in value)
+    for stage in stages:
+        if stage not in _STAGE_KEYS:
+            raise UserError(
+                f"signal.stages names {stage!r}, which is no stage.{did_you_mean(stage, _STAGE_KEYS)}"
+            )
+        if stages.count(stage) > 1:
+            raise UserError(f"signal.stages names {stage!r} twice; each stage comes at most once.")
+    for stage in ("resample", "decimate", "window", "statistics"):
+        if stage not in stages:
+            raise UserError(
+                f"signal.stages lacks {stage!r}: it must hold resample, decimate, window and "
+                "statistics, so that any record reaches the target rate and length."
+            )
+    order = [stage for stage in stages if stage != "statistics"]
+    filters_at = [order.index(stage) for stage in order if stage in _FILTERS]
+    if (
+        order[-1] != "window"
+        or order[-2] != "decimate"
+        or any(position < order.index("resample") for position in filters_at)
+    ):
+        raise UserError(
+            "signal.stages must run resample, then filters, then decimate, then window; "
+            "statistics may stand anywhere (its place is where mean and deviation are taken)."
+        )
+    return stages
+
+
+def _parse_leads(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+        raise UserError(f"signal.leads={value!r} is not a list of leads, such as [I] or [I,II].")
+    leads = tuple(canonical_lead(str(lead)) for lead in value)
+    for lead in leads:
+        if lead not in STANDARD_LEADS:
+            raise UserError(
+                f"signal.leads names {lead!r}, which is no standard lead."
+                f"{did_you_mean(lead, STANDARD_LEADS)}"
+            )
+        if leads.count(lead) > 1:
+            raise UserError(f"signal.leads names {lead!r} twice.")
+    return leads
+
+
+def _parse_aliases(value: Any) -> dict[str, str]:
+    aliases = {
+        str(name): canonical_lead(str(lead))
+        for name, lead in _mapping(value or {}, "signal.lead_aliases").items()
+    }
+    for name, lead in aliases.items():
+        if lead not in STANDARD_LEADS:
+            raise UserError(
+                f"signal.lead_aliases.{name}={lead!r} is no standard lead."
+                f"{did_you_mean(lead, STANDARD_LEADS)}"
+            )
+    return dict(sorted(aliases.items()))
+
+
+def _check_rates(profile: SignalProfile) -> None:
+    if not 1 <= profile.num_samples <= 1 << 22:
+        raise UserError(
+            f"signal.fs={profile.fs:g} and signal.duration_s={profile.duration_s:g} make windows "
+            f"of {profile.num_samples} samples; 1 to {1 << 22} are possible."
+        )
+    for owner in (profile.stage_parameters, *profile.site_overrides.values()):
+        for stage, options in owner.items():
+            for key, value in options.items():
+                if key.endswith("_hz") and value >= profile.filter_fs / 2:
+                    raise UserError(
+                        f"signal.{stage}.{key}={value:g} is not below half of "
+                        f"signal.filter_fs={profile.filter_fs:g}, the rate filters run at."
+                    )
+    for site in (None, *profile.site_overrides):
+        options = profile._parameters(site).get("bandpass")
+        if options and options["low_hz"] >= options["high_hz"]:
+            raise UserError("signal.bandpass.low_hz must be below signal.bandpass.high_hz.")
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where}={value!r} is not a mapping of keys to values.")
+    return value
+
+
+def _refuse_unknown(config: Mapping[str, Any], known: Any, where: str) -> None:
+    for key in config:
+        if key not in known:
+            raise UserError(f"Unknown key {where}.{key}.{did_you_mean(str(key), known)}")
+
+
+def _section(value: Any, defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return every key of `defaults` with its checked value."""
+    given = _only_given(value or {}, defaults, where)
+    for key, default in defaults.items():
+        if key not in given and default is None and key != "clip":
+            raise UserError(f"{where}.{key} is missing.")
+    return {key: given.get(key, default) for key, default in defaults.items()}
+
+
+def _only_given(value: Any, defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
+    given = _mapping(value, where)
+    _refuse_unknown(given, defaults, where)
+    return {
+        key: _value(given[key], defaults[key], key, f"{where}.{key}")
+        for key in defaults
+        if key in given
+    }
+
+
+def _value(value: Any, default: Any, key: str, where: str) -> Any:
+    choices = _CHOICES.get(".".join(where.split(".")[-2:]))
+    if choices is not None:
+        if value not in choices:
+            raise UserError(
+                f"{where}={value!r} is none of these.{did_you_mean(str(value), choices)}"
+            )
+        return str(value)
+    if isinstance(default, bool):
+        return _boolean(value, where)
+    if key == "clip" and value is None:
+        return None
+    number = _number(value, where, allow_zero=key in ("eps", "max_missing_fraction"))
+    if key == "order":
+        if number not in range(1, 11):
+            raise UserError(f"{where}={value!r} is not a whole number from 1 to 10.")
+        return int(number)
+    return number
+
+
+def _number(value: Any, where: str, allow_zero: bool = False) -> float:
+    number = float(value) if isinstance(value, int | float) and value is not True else math.nan
+    if not (math.isfinite(number) and (number > 0 or (allow_zero and number == 0))):
+        raise UserError(f"{where}={value!r} is not a positive number.")
+    return number
+
+
+def _boolean(value: Any, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise UserError(f"{where}={value!r} is neither true nor false.")
+    return value
