@@ -1,0 +1,13 @@
+"""Masked multi-label losses: one value per record and label, 0 where a label was not observed.
+
+The caller reduces, usually by the sum over the number of observed labels.
+"""
+
+from ecgfounder_train.losses.multilabel import (
+    LOSSES,
+    BinaryCrossEntropy,
+    PositiveUnlabelledHill,
+    create_loss,
+)
+
+__all__ = ["LOSSES", "BinaryCrossEntropy", "PositiveUnlabelledHill", "create_loss"]

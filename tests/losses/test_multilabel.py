@@ -1,0 +1,109 @@
+"""The losses equal their formulas, and an unobserved label has no influence at all."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.losses import LOSSES, create_loss
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "loss"
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 4, generator=generator) * 3
+    targets = torch.rand(6, 4, generator=generator).round()
+    observed = torch.rand(6, 4, generator=generator) > 0.4
+    assert 0 < observed.sum() < 24
+    return logits, targets, observed
+
+
+def test_bce_is_minus_the_log_likelihood_where_observed() -> None:
+    logits, targets, observed = batch()
+    loss = create_loss("bce")(logits, targets, observed)
+    assert loss.shape == logits.shape
+    for i in range(6):
+        for k in range(4):
+            p = 1 / (1 + math.exp(-logits[i, k].item()))
+            expected = -math.log(p if targets[i, k] else 1 - p) if observed[i, k] else 0.0
+            assert loss[i, k].item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_pos_weight_and_label_smoothing_follow_their_definitions() -> None:
+    logits, targets, observed = batch()
+    weights = [1.0, 2.0, 3.0, 4.0]
+    log_p = torch.nn.functional.logsigmoid(logits)
+    log_q = torch.nn.functional.logsigmoid(-logits)
+    weighted = create_loss("bce", pos_weight=weights)(logits, targets, observed)
+    expected = -(torch.tensor(weights) * targets * log_p + (1 - targets) * log_q) * observed
+    torch.testing.assert_close(weighted, expected)
+    smoothed = create_loss("bce", label_smoothing=0.1)(logits, targets, observed)
+    soft = 0.9 * targets + 0.05
+    torch.testing.assert_close(smoothed, -(soft * log_p + (1 - soft) * log_q) * observed)
+
+
+def test_pu_hill_equals_its_formula_and_lets_go_of_confident_negatives() -> None:
+    loss = create_loss("pu_hill")
+    p = torch.tensor([[0.1, 0.5, 0.9]])
+    ones = torch.ones_like(p)
+    logits = torch.logit(p)
+    torch.testing.assert_close(loss(logits, 0 * p, ones), (1.5 - p) * p**2)
+    torch.testing.assert_close(loss(logits, ones, ones), -torch.log(p))
+    doubtful, confident = (torch.tensor([[v]], requires_grad=True) for v in (0.0, 12.0))
+    for v in (doubtful, confident):
+        loss(v, torch.zeros(1, 1), torch.ones(1, 1)).sum().backward()
+    assert doubtful.grad is not None and confident.grad is not None
+    assert 0 <= confident.grad.item() < 1e-3 * doubtful.grad.item()
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_an_unobserved_label_changes_nothing(name: str) -> None:
+    logits, targets, observed = batch()
+    loss = create_loss(name)
+    logits.requires_grad_()
+    (reference,) = torch.autograd.grad(loss(logits, targets, observed).sum(), logits)
+    assert torch.all(reference[~observed] == 0)
+    assert torch.all(reference[observed] != 0)
+    spoilt = torch.where(observed, logits, torch.inf)  # its target is unknown: anything
+    flipped = torch.where(observed, targets, 1 - targets)
+    assert torch.equal(
+        loss(spoilt, flipped, observed.to(torch.uint8)), loss(logits, targets, observed)
+    )
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_soft_targets_interpolate_and_half_precision_logits_give_float32(name: str) -> None:
+    logits, targets, observed = batch()
+    loss = create_loss(name)
+    positive = loss(logits, torch.ones_like(targets), observed)
+    negative = loss(logits, torch.zeros_like(targets), observed)
+    mixed = loss(logits, torch.full_like(targets, 0.25), observed)
+    torch.testing.assert_close(mixed, 0.25 * positive + 0.75 * negative)
+    assert loss(logits.bfloat16(), targets, observed).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_losses_have_no_state_and_a_config_file_each(name: str) -> None:
+    settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    assert settings["name"] == name
+    assert create_loss(**settings).state_dict() == {}
+    assert create_loss("bce", pos_weight=2.0).state_dict() == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "bec"}, "Did you mean 'bce'"),
+        ({"name": "bce", "pos_weigth": 2.0}, "pos_weight"),
+        ({"name": "bce", "label_smoothing": 1.0}, "label_smoothing=1.0"),
+        ({"name": "bce", "pos_weight": [1.0, 0.0]}, "must be positive"),
+        ({"name": "pu_hill", "margin": 1.0}, "at least 1.5"),
+    ],
+)
+def test_a_wrong_setting_is_named(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        create_loss(**arguments)
