@@ -1,0 +1,136 @@
+"""The settings of a synthetic archive, checked: every quirk of HEEDB has its rate here."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from ecgfounder_train.core.errors import UserError, did_you_mean
+from ecgfounder_train.simulate.statements import prevalences
+
+SITES = ("I0001", "I0006")
+
+DEFAULTS: dict[str, Any] = {
+    "num_patients": 400,
+    "seed": 0,
+    "num_workers": 1,
+    "write_signals": True,
+    "duration_s": 10.0,
+    "fs_500_share": 0.7,
+    "coarse_gain_share": 0.2,
+    "nonzero_baseline_share": 0.02,
+    "sites": {
+        "I0001": {
+            "share": 0.7,
+            "ecgs_per_patient": 5.8,
+            "missing_over_read": 0.189,
+            "missing_v24": 0.0129,
+            "empty_codes": 0.0,
+            "mixed_separators": 0.0,
+        },
+        "I0006": {
+            "share": 0.3,
+            "ecgs_per_patient": 2.9,
+            "missing_over_read": 0.001,
+            "missing_v24": 0.0247,
+            "empty_codes": 0.0056,
+            "mixed_separators": 0.5,
+        },
+    },
+    "bad_records": {
+        "unreadable_header": 0.003,
+        "missing_signal_file": 0.004,
+        "truncated_signal": 0.003,
+        "not_12_leads": 0.004,
+        "all_zero": 0.003,
+        "constant_lead": 0.005,
+        "too_short": 0.004,
+        "missing_samples": 0.002,
+        "beyond_20_mv": 0.002,
+    },
+    "few_missing_samples": 0.005,
+    "exact_duplicates": 0.003,
+    "missing_files": 0.002,
+    "missing_metadata": 0.002,
+    "blank_patient_ids": 1,
+    "merged_patients": 0.02,
+    "missing_age": 0.01,
+    "nonpositive_age": 0.004,
+    "missing_sex": 0.004,
+    "poor_quality": 0.03,
+    "arm_leads_reversed": 0.004,
+    "weakened_statements": 0.25,
+    "software_disagreement": 0.06,
+    "prevalences": {},
+}
+"""`out` has no default. Shares are of records unless the name says patients."""
+
+_NOT_RATES = {"num_patients", "seed", "num_workers", "duration_s", "blank_patient_ids"}
+
+
+def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all settings, defaults filled in.
+
+    Raises:
+        UserError: An unknown key, a value of the wrong kind, an impossible rate.
+    """
+    settings = copy.deepcopy(DEFAULTS)
+    _merge(settings, config, "")
+    for name, value in settings.items():
+        if isinstance(value, float) and name not in _NOT_RATES:
+            _check_rate(name, value)
+    for site in SITES:
+        for name, value in settings["sites"][site].items():
+            if name != "ecgs_per_patient":
+                _check_rate(f"sites.{site}.{name}", value)
+        if settings["sites"][site]["ecgs_per_patient"] < 1:
+            raise UserError(
+                f"sites.{site}.ecgs_per_patient is {settings['sites'][site]['ecgs_per_patient']}; "
+                "every patient has at least 1."
+            )
+    for name, value in settings["bad_records"].items():
+        _check_rate(f"bad_records.{name}", value)
+    if (total := sum(settings["bad_records"].values())) > 1:
+        raise UserError(f"bad_records add up to {total:.3g}; a record is bad in one way at most.")
+    if abs((total := sum(settings["sites"][site]["share"] for site in SITES)) - 1) > 1e-6:
+        raise UserError(f"sites.*.share add up to {total:.3g}; they must add up to 1.")
+    for name, least in (("num_patients", 1), ("num_workers", 1), ("seed", 0)):
+        if settings[name] < least:
+            raise UserError(f"{name} is {settings[name]}; at least {least} is needed.")
+    if settings["blank_patient_ids"] < 0:
+        raise UserError("blank_patient_ids is negative; 0 gives none.")
+    if not 5 <= settings["duration_s"] <= 60:
+        raise UserError(f"duration_s is {settings['duration_s']}; 5 to 60 seconds are possible.")
+    settings["prevalences"] = prevalences(settings["prevalences"])
+    return settings
+
+
+def _merge(settings: dict[str, Any], changes: Mapping[str, Any], where: str) -> None:
+    for key, value in changes.items():
+        name = f"{where}{key}"
+        if where == "prevalences.":
+            settings[key] = value  # Checked by `prevalences`, which knows the findings.
+            continue
+        if key not in settings:
+            raise UserError(f"Unknown setting {name!r}." + did_you_mean(str(key), settings))
+        default = settings[key]
+        if isinstance(default, dict):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{name} is {value!r}; it holds settings of its own.")
+            _merge(default, value, f"{name}.")
+        elif isinstance(default, bool):
+            if not isinstance(value, bool):
+                raise UserError(f"{name} is {value!r}; true or false is needed.")
+            settings[key] = value
+        elif isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise UserError(f"{name} is {value!r}; a number is needed.")
+        elif isinstance(default, int):
+            if value != int(value):
+                raise UserError(f"{name} is {value!r}; a whole number is needed.")
+            settings[key] = int(value)
+        else:
+            settings[key] = float(value)
+
+
+def _check_rate(name: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise UserError(f"{name} is {value:g}; a rate lies between 0 and 1.")
