@@ -148,7 +148,12 @@ def scan_strings(
             encoding="utf8-lossy",
             truncate_ragged_lines=True,
         )
-        return frame, tuple(frame.collect_schema().names())
+        names = frame.collect_schema().names()
+        if not has_header:
+            numbered = {name: f"column_{number}" for number, name in enumerate(names, start=1)}
+            frame = frame.rename(numbered)
+            names = list(numbered.values())
+        return frame, tuple(names)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{path} cannot be read as a CSV file: {error}.") from error
 
