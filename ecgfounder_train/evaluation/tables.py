@@ -1,0 +1,126 @@
+"""Numbers per label and over labels, with the reason wherever there is none."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from ecgfounder_train.core.files import atomic_file
+from ecgfounder_train.evaluation.predictions import Predictions
+from ecgfounder_train.labels import Vocabulary
+from ecgfounder_train.metrics import Macro, macro, ranking_metrics
+
+MIN_POSITIVES = 10
+"""Below this many positives an AUROC is mostly chance: its standard error exceeds 0.05."""
+
+
+def label_table(predictions: Predictions, notes: Mapping[str, str] | None = None) -> pl.DataFrame:
+    """Return one row per label, in the vocabulary's order.
+
+    Columns: `label, num_positives, num_observed, prevalence, auroc, auprc, undefined_reason, note`.
+    `auroc` and `auprc` are NaN where undefined, and `undefined_reason` then says why (else null).
+
+    Args:
+        predictions: Rows are windows: a record of several windows counts as often.
+        notes: What to know about a label before its number is believed; see `label_notes`.
+
+    Raises:
+        UserError: A counted logit is NaN.
+    """
+    result = ranking_metrics(
+        predictions.logits, predictions.targets, predictions.observed, predictions.labels
+    )
+    positives, observed = pl.col("num_positives"), pl.col("num_observed")
+    notes = notes or {}
+    return pl.DataFrame(
+        {
+            "label": list(predictions.labels),
+            "num_positives": result.num_positives,
+            "num_observed": result.num_observed,
+            "auroc": result.auroc,
+            "auprc": result.average_precision,
+            "note": [notes.get(label) for label in predictions.labels],
+        },
+        schema_overrides={"note": pl.String},
+    ).select(
+        "label",
+        "num_positives",
+        "num_observed",
+        (positives / observed).alias("prevalence"),
+        "auroc",
+        "auprc",
+        pl.when(observed == 0)
+        .then(pl.lit("never observed"))
+        .when(positives == 0)
+        .then(pl.lit("no positives"))
+        .when(positives == observed)
+        .then(pl.lit("no negatives"))
+        .alias("undefined_reason"),
+        "note",
+    )
+
+
+def label_notes(vocabulary: Vocabulary) -> dict[str, str]:
+    """Return what a vocabulary says of its labels that bears on their numbers.
+
+    Read from the columns `description`, `needs_previous_ecg`, `fragment` and `parents`; a
+    vocabulary without them has no notes.
+    """
+    notes = {}
+    for entry in vocabulary.entries:
+        parts = [entry.notes.get("description") or ""]
+        if entry.notes.get("needs_previous_ecg") == "yes":
+            parts.append("needs a previous ECG: cannot be seen in one trace")
+        if entry.notes.get("fragment") == "yes":
+            parts.append("fragment of a statement")
+        if entry.parents:
+            parts.append(f"contained in {', '.join(entry.parents)}")
+        if any(parts):
+            notes[entry.name] = "; ".join(filter(None, parts))
+    return notes
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The numbers a report begins with."""
+
+    auroc: Macro
+    auroc_enough: Macro
+    auprc: Macro
+    auprc_enough: Macro
+    num_labels: int
+
+    def to_dict(self) -> dict[str, float | int]:
+        """Return plain numbers under the names metrics files use."""
+        return {
+            "macro_auroc": self.auroc.value,
+            "macro_auroc_num_labels": self.auroc.num_labels,
+            f"macro_auroc_min{MIN_POSITIVES}": self.auroc_enough.value,
+            f"macro_auroc_min{MIN_POSITIVES}_num_labels": self.auroc_enough.num_labels,
+            "macro_auprc": self.auprc.value,
+            f"macro_auprc_min{MIN_POSITIVES}": self.auprc_enough.value,
+            "num_labels": self.num_labels,
+        }
+
+
+def summarise(table: pl.DataFrame) -> Summary:
+    """Return the macro means of a `label_table`: over the defined labels, and over those of them
+    with at least `MIN_POSITIVES` positives."""
+    positives = table["num_positives"].to_numpy()
+    area, precision = table["auroc"].to_numpy(), table["auprc"].to_numpy()
+    return Summary(
+        auroc=macro(area, positives),
+        auroc_enough=macro(area, positives, MIN_POSITIVES),
+        auprc=macro(precision, positives),
+        auprc_enough=macro(precision, positives, MIN_POSITIVES),
+        num_labels=table.height,
+    )
+
+
+def write_label_csv(path: Path | str, table: pl.DataFrame) -> Path:
+    """Write a `label_table` as CSV with every digit and return its path."""
+    path = Path(path)
+    with atomic_file(path) as handle:
+        table.write_csv(handle)
+    return path
