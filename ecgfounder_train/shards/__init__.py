@@ -1,5 +1,6 @@
 """From a catalog to shards: plan, crash-safe writer, index, manifest, verify."""
 
+from ecgfounder_train.shards.build import BuildOptions, build_shards, private_folder
 from ecgfounder_train.shards.index import INDEX_NAME, SEXES, SPLITS, index_dtype
 from ecgfounder_train.shards.manifest import (
     FORMAT_VERSION,
@@ -9,8 +10,11 @@ from ecgfounder_train.shards.manifest import (
     Totals,
     read_manifest,
 )
+from ecgfounder_train.shards.plan import PlannedShard, plan_shards, sort_catalog
 from ecgfounder_train.shards.sample import Sample, SampleLayout, signal_checksum
 from ecgfounder_train.shards.shard_set import ShardSet
+from ecgfounder_train.shards.verify import VerifyReport, verify
+from ecgfounder_train.shards.writer import BuiltShard, build_shard
 
 __all__ = [
     "FORMAT_VERSION",
@@ -18,13 +22,23 @@ __all__ = [
     "MANIFEST_NAME",
     "SEXES",
     "SPLITS",
+    "BuildOptions",
+    "BuiltShard",
     "Manifest",
+    "PlannedShard",
     "Sample",
     "SampleLayout",
     "ShardEntry",
     "ShardSet",
     "Totals",
+    "VerifyReport",
+    "build_shard",
+    "build_shards",
     "index_dtype",
+    "plan_shards",
+    "private_folder",
     "read_manifest",
     "signal_checksum",
+    "sort_catalog",
+    "verify",
 ]

@@ -5,7 +5,7 @@ size, so that each lies on its natural boundary.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.core.pseudonyms import KEY_LENGTH
+from ecgfounder_train.labels.packing import pack
+from ecgfounder_train.shards.sample import Sample
 
 INDEX_NAME = "index.npy"
 SPLITS = ("train", "val", "test")
@@ -56,6 +58,34 @@ def index_dtype(num_labels: int) -> np.dtype[np.void]:
     plain = np.dtype(fields)
     spare = -plain.itemsize % 8
     return np.dtype([*fields, ("spare", f"({spare},)|u1")]) if spare else plain
+
+
+def index_row(
+    sample: Sample, shard: int, offset: int, split: str, sites: Sequence[str]
+) -> NDArray[np.void]:
+    """Return the one row of a sample, which holds nothing that is not in the sample or its place.
+
+    Shape: (1,) of `index_dtype`.
+    """
+    facts = sample.facts
+    age = facts["age_years"]
+    row = np.zeros(1, index_dtype(sample.labels.shape[1]))
+    row["offset"] = offset
+    row["xxh3"] = sample.xxh3
+    row["shard"] = shard
+    row["age_years"] = np.nan if age is None else age
+    row["native_fs"] = facts["native_fs"]
+    row["valid_start"] = facts["valid_start"]
+    row["valid_num_samples"] = facts["valid_num_samples"]
+    row["window"] = sample.window
+    row["site"] = sites.index(facts["site"])
+    row["leads_present"] = facts["leads_present"]
+    row["split"] = SPLITS.index(split)
+    row["sex"] = SEXES.index(facts["sex"] or "")
+    row["record_key"] = sample.record_key
+    row["patient_key"] = facts["patient_key"]
+    row["labels"], row["observed"] = pack(sample.labels)
+    return row
 
 
 def write_index(path: Path, num_labels: int, pieces: Iterable[NDArray[np.void]], rows: int) -> str:

@@ -1,0 +1,141 @@
+"""Which record goes to which shard: decided for all of them before anything is written."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ecgfounder_train.core.errors import RejectReason, UserError
+from ecgfounder_train.shards.index import SPLITS
+
+_COLUMNS = (
+    "record_path",
+    "record_key",
+    "patient_key",
+    "site",
+    "age_years",
+    "sex",
+    "labels",
+    "observed",
+)
+REJECT_COLUMNS = ("record_path", "record_key", "reason", "detail")
+UNKNOWN_SITE = "unknown"
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """One shard to be made: its records in the order in which they are read and written."""
+
+    number: int
+    name: str
+    split: str
+    records: pl.DataFrame
+
+    @cached_property
+    def digest(self) -> str:
+        """Changes with anything of the catalog that shows in the shard.
+
+        It covers native ids, which can be guessed and tried, so it stays in the private folder.
+        """
+        text = self.records.with_columns(pl.col("labels", "observed").bin.encode("hex"))
+        start = f"{self.number} {self.name} {self.split}\n"
+        return hashlib.sha256(start.encode() + text.write_csv().encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class SortedCatalog:
+    """The catalog in three piles, which together are all of it."""
+
+    writable: pl.DataFrame
+    rejects: pl.DataFrame
+    """Columns `REJECT_COLUMNS`, in path order."""
+    unlabelled: int
+    sites: tuple[str, ...]
+
+
+def sort_catalog(catalog: pl.DataFrame) -> SortedCatalog:
+    """Return what is to be written, what the catalog rejects, and how many have no label.
+
+    A record counts once: rejected before unlabelled before in no part of the split.
+
+    Raises:
+        UserError: Two rows have the same record key, or a split has an unknown name.
+    """
+    catalog = catalog.with_columns(pl.col("site").fill_null(UNKNOWN_SITE))
+    if catalog["record_key"].n_unique() != len(catalog):
+        raise UserError(
+            "The catalog holds two rows of one record: its source lists a record twice. Remove "
+            "the second one, or give the sources different names."
+        )
+    named = set(catalog["split"].drop_nulls().unique())
+    if strange := sorted(named - set(SPLITS)):
+        raise UserError(f"Split {strange[0]!r} is none of {', '.join(SPLITS)}; rename it.")
+    widths = catalog["observed"].bin.size().drop_nulls().unique()
+    assert len(widths) <= 1, "packed labels of different lengths in one catalog"
+    nothing = bytes(widths[0] if len(widths) else 0)
+
+    good = catalog.filter(pl.col("reject_reason").is_null())
+    seen = pl.col("observed").is_not_null() & (pl.col("observed") != nothing)
+    labelled = good.filter(seen)
+    homeless = pl.col("split").is_null()
+    rejects = pl.concat(
+        [
+            catalog.filter(pl.col("reject_reason").is_not_null()).select(
+                "record_path",
+                "record_key",
+                pl.col("reject_reason").alias("reason"),
+                pl.lit("found when the catalog was built").alias("detail"),
+            ),
+            labelled.filter(homeless).select(
+                "record_path",
+                "record_key",
+                pl.lit(RejectReason.NO_SPLIT.value).alias("reason"),
+                pl.lit("the split gives its patient no part").alias("detail"),
+            ),
+        ],
+        how="vertical_relaxed",
+    ).sort("record_path", "record_key")
+    return SortedCatalog(
+        writable=labelled.filter(~homeless).select(*_COLUMNS, "split"),
+        rejects=rejects,
+        unlabelled=len(good) - len(labelled),
+        sites=tuple(sorted(catalog["site"].unique())),
+    )
+
+
+def plan_shards(
+    writable: pl.DataFrame, seed: int, records_per_shard: int
+) -> tuple[PlannedShard, ...]:
+    """Return the shards of every split, the same for the same records in whatever order.
+
+    Each record is drawn to a shard of its split by a hash of its key and the seed, so that a shard
+    is a fair sample of the archive; within a shard, records stand in path order, which reads a
+    folder's files together. Shards of a split differ by at most one record in size.
+    """
+    shards: list[PlannedShard] = []
+    for split in SPLITS:
+        part = writable.filter(pl.col("split") == split).select(_COLUMNS)
+        order = np.lexsort((part["record_key"].to_numpy(), _draw(part["record_key"], seed)))
+        count = -(-len(part) // records_per_shard)
+        edges = [ordinal * len(part) // count for ordinal in range(count + 1)] if count else []
+        for ordinal in range(count):
+            chosen = order[edges[ordinal] : edges[ordinal + 1]]
+            records = part[chosen].sort("record_path", "record_key")
+            shards.append(PlannedShard(len(shards), f"{split}-{ordinal:06d}.tar", split, records))
+    return tuple(shards)
+
+
+def _draw(record_keys: pl.Series, seed: int) -> NDArray[np.uint64]:
+    """Return one pseudo-random number per record: SplitMix64 of 60 bits of the key and the seed.
+
+    Written out because NumPy's generators may change their streams between versions.
+    """
+    keys = record_keys.str.slice(0, 15).str.to_integer(base=16, dtype=pl.Int64).to_numpy()
+    mask = (1 << 64) - 1
+    value = keys.astype(np.uint64) + np.uint64((seed * 0x9E3779B97F4A7C15) & mask)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        value = (value ^ (value >> np.uint64(shift))) * np.uint64(factor)
+    return value ^ (value >> np.uint64(31))
