@@ -134,36 +134,46 @@ def build_shards(
     options = options or BuildOptions()
     piles = sort_catalog(catalog)
     planned = plan_shards(piles.writable, options.seed, options.records_per_shard)
-    _make_folders(folder, private / _UNITS_FOLDER)
-    with _only_build(private):
-        fingerprints = {
+    draft = Manifest(
+        source=source_name,
+        fingerprints={
             "vocabulary": vocabulary.fingerprint,
             "signal_profile": profile.fingerprint,
             "signal_build": profile.build_fingerprint,
             "split": split.fingerprint,
             "secret": secret.fingerprint,
-        }
-        settings = {
-            **fingerprints,
-            "source": source_name,
-            "catalog": fingerprint([sorted(shard.digest for shard in planned), piles.sites]),
-            "build.seed": options.seed,
-            "build.records_per_shard": options.records_per_shard,
-            "format_version": FORMAT_VERSION,
-        }
-        _check_same_build(folder, private, settings)
+        },
+        plan={"seed": options.seed, "records_per_shard": options.records_per_shard},
+        vocabulary=vocabulary.to_dict(),
+        signal=profile.to_dict(),
+        split=split.to_dict(),
+        leads=tuple(profile.leads),
+        fs=float(profile.fs),
+        num_samples=profile.num_samples,
+        sites=piles.sites,
+        shards=(),
+        index=IndexEntry(INDEX_NAME, 0, 0, "", ""),
+        totals=Totals(len(catalog), 0, piles.unlabelled, {}, 0),
+        package_version=__version__,
+    )
+    _make_folders(folder, private / _UNITS_FOLDER)
+    with _only_build(private):
+        catalog_digest = fingerprint([[shard.digest for shard in planned], piles.sites])
+        settings = {**_settings(draft), "catalog": catalog_digest, "format_version": FORMAT_VERSION}
+        _check_same_build(folder, private, settings, planned)
         for place in (folder, private, private / _UNITS_FOLDER):
             sweep_partial_files(place)
-
         units = _UnitRecords(folder, private / _UNITS_FOLDER, fingerprint(settings), options)
-        made = {shard.name: unit for shard in planned if (unit := units.load(shard))}
         ledger = _Ledger(options, len(catalog), private / REJECTS_NAME)
         ledger.add(piles.rejects.rows())
-        for built in made.values():
-            ledger.add(built.rejects)
-        missing = [shard for shard in planned if shard.name not in made]
-        ledger.check()
+        made: dict[str, BuiltShard] = {}
         try:
+            for shard in planned:
+                if built := units.load(shard):
+                    made[shard.name] = built
+                    ledger.add(built.rejects)
+            ledger.check()
+            missing = [shard for shard in planned if shard.name not in made]
             with _progress(missing, planned) as on_record:
                 for shard in missing:
                     built, rows = build_shard(
@@ -180,32 +190,14 @@ def build_shards(
                     made[shard.name] = built
                     ledger.add(built.rejects)
                     ledger.check()
+            ledger.write()
+            draft = replace(draft, totals=replace(draft.totals, rejected=ledger.counts()))
+            return _finish(folder, [made[shard.name] for shard in planned], units, draft)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"Stopped with {len(made)} of {len(planned)} shards made in {folder}. Run the "
                 "same command again to go on from there."
             ) from None
-        ledger.write()
-        return _finish(
-            folder,
-            [made[shard.name] for shard in planned],
-            units,
-            Manifest(
-                source=source_name,
-                fingerprints=fingerprints,
-                vocabulary=vocabulary.to_dict(),
-                signal=profile.to_dict(),
-                split=split.to_dict(),
-                leads=tuple(profile.leads),
-                fs=float(profile.fs),
-                num_samples=profile.num_samples,
-                sites=piles.sites,
-                shards=(),
-                index=IndexEntry(INDEX_NAME, 0, 0, "", ""),
-                totals=Totals(len(catalog), 0, piles.unlabelled, ledger.counts(), 0),
-                package_version=__version__,
-            ),
-        )
 
 
 def _finish(
@@ -265,7 +257,21 @@ def _only_build(private: Path) -> Iterator[None]:
         yield
 
 
-def _check_same_build(folder: Path, private: Path, settings: Mapping[str, Any]) -> None:
+def _settings(manifest: Manifest) -> dict[str, Any]:
+    """Return what two builds must have in common, by the name a message gives it."""
+    return {
+        **{name: manifest.fingerprints[name] for name in FINGERPRINTS},
+        "source": manifest.source,
+        **{f"build.{name}": value for name, value in manifest.plan.items()},
+    }
+
+
+def _check_same_build(
+    folder: Path,
+    private: Path,
+    settings: Mapping[str, Any],
+    planned: tuple[PlannedShard, ...],
+) -> None:
     """Refuse a folder that holds shards of other settings; else note down these.
 
     Raises:
@@ -273,26 +279,34 @@ def _check_same_build(folder: Path, private: Path, settings: Mapping[str, Any]) 
     """
     noted = private / _SETTINGS_NAME
     former: dict[str, Any] = {}
-    if (folder / MANIFEST_NAME).exists():
-        manifest = read_manifest(folder)
-        former = {name: manifest.fingerprints[name] for name in FINGERPRINTS}
-        former["source"] = manifest.source
-    if noted.exists():
-        former |= json.loads(noted.read_text())
-    has_shards = any(folder.glob("*.tar"))
-    different = [name for name, value in former.items() if settings.get(name) != value]
+    present = {path.name for path in folder.glob("*.tar")}
     again = f"to make these anew, delete {folder}, {noted} and {private / _UNITS_FOLDER}"
-    if has_shards and different:
+    try:
+        if (folder / MANIFEST_NAME).exists():
+            former = _settings(read_manifest(folder))
+    except UserError:
+        # A damaged manifest is written anew; what the private folder says still counts.
+        if not noted.exists():
+            raise
+    if noted.exists():
+        try:
+            former |= json.loads(noted.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{noted} is damaged ({error}); {again}.") from error
+    different = [name for name, value in former.items() if settings.get(name) != value]
+    if present and different:
         raise UserError(
             f"{folder} was built with another {', '.join(different)} than this run has "
             f"({', '.join(f'{name}: {former[name]} there' for name in different)}). Shards of "
             f"different settings are never mixed: choose another shards= folder, or go back to "
             f"the former settings; {again}."
         )
-    if has_shards and not former:
+    strange = sorted(present if not former else present - {shard.name for shard in planned})
+    if strange:
         raise UserError(
-            f"{folder} holds .tar files of which {private} knows nothing. Choose an empty shards= "
-            f"folder or give the private folder they were built with; {again}."
+            f"{folder} holds {strange[0]} and perhaps more of which {private} knows nothing. "
+            f"Choose an empty shards= folder or give the private folder they were built with; "
+            f"{again}."
         )
     with atomic_file(noted, "w") as handle:
         handle.write(canonical_json(dict(settings)) + "\n")

@@ -59,6 +59,16 @@ class Totals:
             )
         return None
 
+    def in_words(self) -> str:
+        """Return one sentence in which everything adds up."""
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.rejected.items())
+        return (
+            f"{self.found:,} records found = {self.written:,} written + {self.unlabelled:,} "
+            f"unlabelled + {sum(self.rejected.values()):,} rejected"
+            + (f" ({reasons})" if reasons else "")
+            + f"; {self.windows:,} windows."
+        )
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -68,6 +78,8 @@ class Manifest:
     fingerprints: dict[str, str]
     vocabulary: dict[str, Any]
     """name, labels (in order), options."""
+    plan: dict[str, Any]
+    """seed, records_per_shard: how records were drawn to shards."""
     signal: dict[str, Any]
     split: dict[str, Any]
     leads: tuple[str, ...]
@@ -158,9 +170,11 @@ def _parse(content: Mapping[str, Any]) -> Manifest:
     values["totals"] = _entry(Totals, values["totals"])
     values["leads"], values["sites"] = tuple(values["leads"]), tuple(values["sites"])
     manifest = Manifest(**values)
-    for mapping in (manifest.fingerprints, manifest.vocabulary, manifest.signal, manifest.split):
-        if not isinstance(mapping, dict):
-            raise ValueError("an object was expected")
+    for name in ("fingerprints", "vocabulary", "plan", "signal", "split", "dropped_stages"):
+        if not isinstance(content[name], dict):
+            raise ValueError(f"{name} is no object")
+    if not (type(manifest.num_samples) is int and manifest.num_samples > 0 and manifest.leads):
+        raise ValueError(f"no shape: {manifest.num_samples!r} samples, leads {manifest.leads!r}")
     if missing := sorted(set(FINGERPRINTS) - manifest.fingerprints.keys()):
         raise ValueError(f"without the fingerprints {', '.join(missing)}")
     if not isinstance(manifest.vocabulary.get("labels"), list):

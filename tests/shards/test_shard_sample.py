@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ecgfounder_train.shards.sample import (
     Sample,
     SampleLayout,
     npy_header,
+    signal_checksum,
     tar_header,
 )
 
@@ -68,6 +70,23 @@ def test_layout_offsets_give_the_bytes_tarfile_gives(layout: SampleLayout) -> No
             assert (member.uid, member.gid, member.mtime, member.mode) == (0, 0, 0, 0o644)
     assert layout.ecg.offset + layout.ecg.num_bytes + layout.gap_bytes == layout.stats.offset
     assert len(block) == layout.block_bytes
+
+
+def test_one_preadv_takes_signal_and_statistics(tmp_path: Path) -> None:
+    layout = LAYOUTS[0]
+    samples = [make_sample(layout, seed) for seed in range(3)]
+    path = tmp_path / "shard.tar"
+    path.write_bytes(b"".join(map(layout.encode, samples)) + TAR_END)
+    ecg, stats = np.empty_like(samples[0].ecg), np.empty_like(samples[0].stats)
+    with open(path, "rb") as handle:
+        buffers = [ecg, bytearray(layout.gap_bytes), stats]
+        offset = 2 * layout.block_bytes + layout.ecg.offset
+        assert os.preadv(handle.fileno(), buffers, offset) == sum(map(memoryview_bytes, buffers))
+    assert signal_checksum(ecg, stats) == samples[2].xxh3
+
+
+def memoryview_bytes(buffer: object) -> int:
+    return memoryview(buffer).nbytes
 
 
 def test_headers_equal_those_of_tarfile_and_numpy() -> None:

@@ -1,7 +1,7 @@
 """Damage of every kind is found and named, by `verify` and where a run would open the shards."""
 
 import json
-import shutil
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -170,10 +170,9 @@ def test_damage_is_found_and_named(
     damage(shards)
     report = verify(shards)
     assert not report.ok
-    assert any(
-        name == file and __import__("re").search(finding, message)
-        for name, message in report.findings
-    ), report
+    assert any(name == file and re.search(finding, message) for name, message in report.findings), (
+        report
+    )
     if error is None:
         ShardSet.open(shards)
     elif error:
@@ -215,4 +214,3 @@ def test_manifest_identity_outlives_a_move_but_not_a_change(archive: Archive, sh
     assert ShardSet.open(shards).manifest.fingerprint == identity
     change_manifest(shards, lambda content: content["shards"][0].update(sha256="0" * 64))
     assert ShardSet.open(shards).manifest.fingerprint != identity
-    shutil.rmtree(shards)
