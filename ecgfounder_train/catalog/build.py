@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
 from ecgfounder_train.catalog.patients import canonical_patients, patient_hashes
 from ecgfounder_train.core.errors import RejectReason, UserError
@@ -55,6 +56,8 @@ class Catalog:
     fingerprints: Mapping[str, str]
     summary: Mapping[str, Any]
     """Counts only; records: found = with_label + unlabelled + the sum of rejected."""
+    warnings: tuple[str, ...] = ()
+    """What the user should know before going on."""
     unknown_statements: pl.DataFrame | None = field(default=None, compare=False)
     """Statements no label knows, with their counts (private: may be free text)."""
     joined_patients: pl.DataFrame | None = field(default=None, compare=False)
@@ -72,7 +75,8 @@ def build_catalog(
     """Return the catalog of a source: one row per record, sorted by path, rejected ones included.
 
     Raises:
-        UserError: The source has no recordings, or none of its statements is in the vocabulary.
+        UserError: The source has no recordings, none of its statements is in the vocabulary, or no
+            record is left that could be written.
     """
     vocabulary = vocabulary.with_texts(source_table.texts)
     records = source_table.records
@@ -110,6 +114,13 @@ def build_catalog(
     ).with_columns(_reject_reason())
     table = table.sort("record_path", "record_key", maintain_order=True)
     summary = _summary(table, source_table.counts, assignment.joined, encoded, unknown, vocabulary)
+    if not summary["with_label"]:
+        raise UserError(
+            f"No record of source {source_name} has an observed label and a patient: of "
+            f"{summary['found']:,} found {summary['unlabelled']:,} are unlabelled and "
+            f"{sum(summary['rejected'].values()):,} rejected {summary['rejected']}. Check the "
+            "labels table (source.*) and the vocabulary (labels=)."
+        )
     return Catalog(
         table.select(pl.col(name).cast(kind).alias(name) for name, kind in CATALOG_COLUMNS.items()),
         vocabulary.labels,
@@ -120,6 +131,7 @@ def build_catalog(
             "secret": secret.fingerprint,
         },
         summary,
+        _warnings(summary),
         unknown,
         assignment.joined,
     )
@@ -198,13 +210,11 @@ def _look_up(ids: pl.Series, table: pl.DataFrame) -> pl.Series:
 
 
 def _binary(name: str, packed: npt.NDArray[np.uint8]) -> pl.Series:
-    width = packed.shape[1]
-    data = packed.tobytes()
-    return pl.Series(
-        name,
-        [data[start : start + width] for start in range(0, len(data), width)],
-        dtype=pl.Binary,
-    )
+    # Through Arrow: ten million Python bytes objects would take a gigabyte on the way.
+    kind = pa.binary(packed.shape[1])
+    data = pa.py_buffer(np.ascontiguousarray(packed))
+    cells = pa.Array.from_buffers(kind, len(packed), [None, data])
+    return pl.Series(name, cells).cast(pl.Binary)
 
 
 def _reject_reason() -> pl.Expr:
@@ -224,6 +234,23 @@ def _reject_reason() -> pl.Expr:
         .otherwise(None)
         .alias("reject_reason")
     )
+
+
+def _warnings(summary: Mapping[str, Any]) -> tuple[str, ...]:
+    warnings = [
+        f"The split leaves no record for {part}; "
+        + ("training needs some: take other fractions or another split.seed."
+           if part != "test" else "nothing is held out.")
+        for part in ("train", "val", "test")
+        if part not in summary["splits"]
+    ]  # fmt: skip
+    stand_ins = summary["source"].get("patient_unknown_record_stands_in", 0)
+    if stand_ins:
+        warnings.append(
+            f"The patient of {stand_ins:,} records is not known, and each stands for one: if "
+            "patients have several records, they may fall into different parts."
+        )
+    return tuple(warnings)
 
 
 def _summary(

@@ -21,6 +21,7 @@ def write_catalog(path: Path | str, catalog: Catalog) -> Path:
         "labels": list(catalog.labels),
         "fingerprints": dict(catalog.fingerprints),
         "summary": dict(catalog.summary),
+        "warnings": list(catalog.warnings),
     }
     with atomic_file(path) as handle:
         catalog.frame.write_parquet(handle, metadata={_KEY: canonical_json(header)})
@@ -48,4 +49,10 @@ def read_catalog(path: Path | str) -> Catalog:
             f"{path} is no catalog of format {FORMAT_VERSION} "
             f"(found {header.get('format_version')}). Run prepare again to write it anew."
         )
-    return Catalog(frame, tuple(header["labels"]), header["fingerprints"], header["summary"])
+    return Catalog(
+        frame,
+        tuple(header["labels"]),
+        header["fingerprints"],
+        header["summary"],
+        tuple(header["warnings"]),
+    )

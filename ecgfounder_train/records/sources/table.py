@@ -125,7 +125,8 @@ def check_choice(key: str, value: object, valid: Iterable[object]) -> None:
     choices = tuple(valid)
     if value not in choices:
         names = [str(item) for item in choices]
-        raise UserError(f"source.{key}={value} is not a choice.{did_you_mean(str(value), names)}")
+        hint = did_you_mean(value, names) if isinstance(value, str) else ""
+        raise UserError(f"source.{key}={value} must be one of {', '.join(names)}.{hint}")
 
 
 def scan_strings(

@@ -1,0 +1,162 @@
+"""Any folder of WFDB records, with a table, with header comments, with neither."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.labels import Vocabulary
+from ecgfounder_train.records.sources import open_source, source_names
+
+FOLDER = Path(__file__).resolve().parents[2] / "configs" / "source"
+
+
+def configured(name: str, **settings: Any) -> dict[str, Any]:
+    with initialize_config_dir(str(FOLDER), version_base=None):
+        config = OmegaConf.to_container(compose(name))
+    assert isinstance(config, dict)
+    return {**{str(key): value for key, value in config.items()}, **settings}
+
+
+def header(path: Path, *comments: str, fs: str = "500") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([f"{path.stem} 12 {fs} 5000", f"{path.stem}.mat 16", *comments, ""]))
+
+
+def read(root: Path, **settings: Any) -> pl.DataFrame:
+    return open_source({"name": "wfdb_folder", "root": root, **settings}).read().records.collect()
+
+
+def test_header_comments_give_statements_age_and_sex(tmp_path: Path) -> None:
+    header(tmp_path / "b" / "two.hea", "#Age: NaN", "#Sex: Female", "#Dx: 1,2 , 3")
+    header(tmp_path / "a" / "one.hea", "# Age: 81", "# Sex: Male", "# Dx: Unknown", fs="257/500(0)")
+    header(tmp_path / "zero.hea", "#<age>: 76", "#<sex>: F", "#Rx: 4")
+    records = read(tmp_path, site_from_folder=True)
+    assert records["record_path"].to_list() == ["a/one", "b/two", "zero"]
+    assert records["statements"].to_list() == [None, ["1", "2", "3"], None]
+    assert records["age_years"].to_list() == [81.0, None, 76.0]
+    assert records["sex"].to_list() == ["M", "F", "F"]
+    assert records["fs"].to_list() == [257.0, 500.0, 500.0]
+    assert records["site"].to_list() == ["a", "b", tmp_path.name]
+    assert records["patient_id"].to_list() == ["record:a/one", "record:b/two", "record:zero"]
+
+
+def test_the_table_wins_over_the_header_and_fills_what_it_knows(tmp_path: Path) -> None:
+    header(tmp_path / "x.hea", "#Dx: 1", "#Age: 50")
+    header(tmp_path / "y.hea", "#Dx: 1")
+    (tmp_path / "t.csv").write_text(
+        'name,who,a,b,age,part\nx.hea,7.0,"p; q",r,,val\nabsent,8,p,,1,train\n'
+    )
+    records = read(
+        tmp_path,
+        table="t.csv",
+        patient_column="who",
+        statement_columns=["a", "b"],
+        statement_separator=";",
+        age_column="age",
+        split_column="part",
+    )
+    assert records["statements"].to_list() == [["p", "q", "r"], ["1"]]
+    assert records["patient_id"].to_list() == ["7", "record:y"]
+    assert records["age_years"].to_list() == [50.0, None]
+    assert records["split"].to_list() == ["val", None]
+
+
+def test_equal_names_in_two_folders_are_told_apart_by_the_path(tmp_path: Path) -> None:
+    header(tmp_path / "a" / "x.hea")
+    header(tmp_path / "b" / "x.hea")
+    (tmp_path / "t.csv").write_text("path,dx\ndata/a/x,one\nb/x.hea,two\nx,three\n")
+    table = open_source(
+        {"name": "wfdb_folder", "root": tmp_path, "table": "t.csv", "statement_columns": "dx"}
+    ).read()
+    assert table.records.collect()["statements"].to_list() == [["one"], ["two"]]
+    assert table.counts["table_rows_without_record"] == 1
+
+
+def test_signal_files_without_a_header_are_counted(tmp_path: Path) -> None:
+    header(tmp_path / "x.hea", "#Dx: 1")
+    (tmp_path / "lonely.mat").write_bytes(b"")
+    table = open_source({"name": "wfdb_folder", "root": tmp_path}).read()
+    assert table.counts["signal_files_without_header"] == 1
+    assert table.counts["rows"] == 1
+
+
+def test_hostile_headers_do_not_stop_the_walk(tmp_path: Path) -> None:
+    (tmp_path / "empty.hea").write_bytes(b"")
+    (tmp_path / "noise.hea").write_bytes(bytes(range(256)) * 400)
+    (tmp_path / "gone.hea").symlink_to(tmp_path / "nowhere.hea")
+    header(tmp_path / "good.hea", "#Dx: 1", fs="fast")
+    records = read(tmp_path)
+    assert records["record_path"].to_list() == ["empty", "gone", "good", "noise"]
+    assert records["fs"].null_count() == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "No labels table: none of the 1 records"),
+        ({"table": "absent.csv"}, "No labels table: .*absent.csv does not exist"),
+        ({"table": "t.csv", "statement_columns": ["dxx"]}, "no column 'dxx'.*Did you mean 'dx'"),
+        ({"table": "t.csv", "record_column": "dx"}, "No row of .* fits a record"),
+        ({"table": "t.csv", "statement_columns": "dx", "statement_pattern": "("}, "no regular"),
+        ({"table": "t.csv", "statement_columns": "dx", "statement_pattern": "a"}, "one group"),
+        ({"tabel": "t.csv"}, "Did you mean 'table'"),
+    ],
+)
+def test_wrong_settings_say_what_was_looked_for(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    header(tmp_path / "x.hea")
+    (tmp_path / "t.csv").write_text("name,dx\nx,one\n")
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, **settings)
+
+
+def test_a_folder_without_headers_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.dat").write_bytes(b"12")
+    with pytest.raises(UserError, match=r"No WFDB record .*looked for \*\.hea"):
+        read(tmp_path)
+
+
+def test_labels_may_be_absent_where_that_is_said(tmp_path: Path) -> None:
+    header(tmp_path / "x.hea")
+    assert read(tmp_path, require_labels=False)["statements"].to_list() == [None]
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_source_config_opens_its_source(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "something").touch()
+    open_source(configured(path.stem, root=str(tmp_path)))
+
+
+def test_every_source_has_a_config() -> None:
+    assert set(source_names()) <= {path.stem for path in FOLDER.glob("*.yaml")}
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("name", "folder", "count", "vocabulary"),
+    [
+        ("cinc2017", "cinc2017", 600, Vocabulary.load("cinc2017")),
+        ("cinc2021", "cinc2021", 81, Vocabulary.load("cinc2021")),
+        ("ludb", "ludb", 40, Vocabulary.load("ecgfounder150", match="substring")),
+        ("ptbxl_subset", "ptbxl500", 110, Vocabulary.load("ptbxl_all71")),
+    ],
+)
+def test_open_data_sets_give_every_record_with_statements(
+    real_data: Path, name: str, folder: str, count: int, vocabulary: Vocabulary
+) -> None:
+    settings: dict[str, Any] = {"root": str(real_data / folder)}
+    if name == "ptbxl_subset":
+        settings["table"] = str(real_data / "ptbxl100" / "ptbxl_database.csv")
+    table = open_source(configured(name, **settings)).read()
+    records = table.records.collect()
+    assert records.height == count
+    assert records["statements"].null_count() == 0
+    assert records["fs"].null_count() == 0
+    known = vocabulary.encode_many(records["statements"]).values.any(axis=1)
+    assert known.mean() > 0.8

@@ -1,0 +1,159 @@
+"""The split: pure, stable, by patient."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from ecgfounder_train.catalog import canonical_patients, patient_hashes
+from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.splits import PARTS, PatientSplit
+
+FOLDER = Path(__file__).resolve().parents[2] / "configs" / "split"
+IDS = st.integers(1, 60).map(str)
+MERGES = st.lists(st.tuples(IDS, IDS), max_size=15)
+
+
+def table(patients: list[str], merges: list[tuple[str, str]], folds: list[str] | None = None):
+    canonical = canonical_patients(
+        pl.DataFrame(merges, schema={"from": pl.String, "to": pl.String}, orient="row")
+    )
+    records = pl.DataFrame(
+        {
+            "patient_hash": patient_hashes(patients),
+            "canonical_hash": patient_hashes(canonical.get(name, name) for name in patients),
+            "split": pl.Series(folds or [None] * len(patients), dtype=pl.String),
+        }
+    )
+    others = pl.DataFrame(
+        {
+            "patient_hash": patient_hashes(canonical),
+            "canonical_hash": patient_hashes(canonical.values()),
+        }
+    )
+    return records, others
+
+
+SPLIT = PatientSplit(test_fraction=0.3, val_fraction=0.2)
+
+
+@given(st.lists(IDS, min_size=1, max_size=80), MERGES)
+@settings(deadline=None)
+def test_no_patient_in_two_splits(patients: list[str], merges: list[tuple[str, str]]) -> None:
+    records, others = table(patients, merges)
+    parts = records.with_columns(SPLIT.assign(records, others).parts.alias("part"))
+    assert parts["part"].null_count() == 0
+    assert parts.group_by("canonical_hash").agg(pl.col("part").n_unique())["part"].max() == 1
+
+
+@given(st.lists(IDS, min_size=1, max_size=60), st.lists(IDS, max_size=60), MERGES)
+@settings(deadline=None)
+def test_adding_records_moves_nobody(
+    patients: list[str], added: list[str], merges: list[tuple[str, str]]
+) -> None:
+    before = SPLIT.assign(*table(patients, merges)).parts.to_list()
+    after = SPLIT.assign(*table(patients + added, merges)).parts.to_list()
+    assert after[: len(patients)] == before
+
+
+@given(st.lists(IDS, min_size=1, max_size=60), MERGES)
+@settings(deadline=None)
+def test_a_later_merge_never_moves_anyone_towards_train(
+    patients: list[str], merges: list[tuple[str, str]]
+) -> None:
+    apart = SPLIT.assign(*table(patients, [])).parts
+    merged = SPLIT.assign(*table(patients, merges))
+    rank = {part: number for number, part in enumerate(PARTS)}
+    for before, after in zip(apart, merged.parts, strict=True):
+        assert rank[after] >= rank[before]
+
+
+def test_joined_patients_are_listed_with_the_part_that_won() -> None:
+    by_part: dict[str, str] = {}
+    for number in range(1000):
+        drawn = PARTS[SPLIT.draw(patient_hashes([str(number)]).to_numpy())[0]]
+        by_part.setdefault(drawn, str(number))
+    train, test = by_part["train"], by_part["test"]
+    assignment = SPLIT.assign(*table([train, "123456"], [(train, test)]))
+    assert assignment.parts[0] == "test"
+    assert assignment.joined.select("parts", "part").rows() == [("train+test", "test")]
+
+
+def test_fractions_hold_and_seeds_are_independent() -> None:
+    hashes = patient_hashes(str(number) for number in range(50_000)).to_numpy()
+    split = PatientSplit(test_fraction=0.10, val_fraction=0.05)
+    shares = np.bincount(split.draw(hashes)) / len(hashes)
+    np.testing.assert_allclose(shares, [0.855, 0.045, 0.10], atol=0.005)
+    other = PatientSplit(test_fraction=0.10, val_fraction=0.05, seed=1)
+    both = np.mean((split.draw(hashes) == 2) & (other.draw(hashes) == 2))
+    assert abs(both - 0.01) < 0.002
+
+
+def test_another_validation_share_leaves_the_test_part_alone() -> None:
+    hashes = patient_hashes(str(number) for number in range(5_000)).to_numpy()
+    few = PatientSplit(val_fraction=0.01).draw(hashes)
+    many = PatientSplit(val_fraction=0.3).draw(hashes)
+    np.testing.assert_array_equal(few == 2, many == 2)
+    assert set(np.flatnonzero(few == 1)) <= set(np.flatnonzero(many == 1))
+
+
+def test_the_draw_is_frozen() -> None:
+    # A change here would move patients of every data set that was ever prepared.
+    hashes = patient_hashes(str(number) for number in range(100)).to_numpy()
+    held_out = {p: np.flatnonzero(PatientSplit().draw(hashes) == i) for i, p in enumerate(PARTS)}
+    assert held_out["test"].tolist() == FROZEN_TEST
+    assert held_out["val"].tolist() == FROZEN_VAL
+
+
+FROZEN_TEST = [4, 8, 22, 37, 50, 88, 91, 99]
+FROZEN_VAL = [36, 59, 95]
+
+
+def test_official_folds_are_taken_and_the_strictest_wins_across_a_merge() -> None:
+    split = PatientSplit(kind="official")
+    patients, folds = ["1", "2", "3", "4"], ["train", "test", "val", None]
+    assert split.assign(*table(patients, [], folds)).parts.to_list() == folds
+    merged = split.assign(*table(patients, [("1", "3")], folds))
+    assert merged.parts.to_list() == ["val", "test", "val", None]
+    assert merged.joined["parts"].to_list() == ["train+val"]
+
+
+def test_official_split_without_folds_says_what_to_do() -> None:
+    with pytest.raises(UserError, match="split=patient_hash"):
+        PatientSplit(kind="official").assign(*table(["1"], []))
+    with pytest.raises(UserError, match="folds are named 7"):
+        PatientSplit(kind="official").assign(*table(["1"], [], ["7"]))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"kind": "patient_hsh"}, "Did you mean 'patient_hash'"),
+        ({"test_share": 0.1}, "test_share is not a setting"),
+        ({"test_fraction": 10}, "below 1"),
+        ({"test_fraction": "0.1"}, "below 1"),
+        ({"val_fraction": -0.1}, "at least 0"),
+        ({"test_fraction": 0.5, "val_fraction": 0.5}, "leave 25% of the patients"),
+    ],
+)
+def test_wrong_split_settings_are_refused(config: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        PatientSplit.from_config(config)
+
+
+def test_fingerprint_follows_the_rule_and_not_the_name() -> None:
+    base = PatientSplit()
+    assert PatientSplit(name="other").fingerprint == base.fingerprint
+    changed = [PatientSplit(seed=1), PatientSplit(test_fraction=0.2), PatientSplit(kind="official")]
+    assert base.fingerprint not in {split.fingerprint for split in changed}
+    official = PatientSplit(kind="official", seed=4)  # a seed that draws nothing changes nothing
+    assert official.fingerprint == changed[2].fingerprint
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_split_config_opens_with_its_own_name(path: Path) -> None:
+    assert PatientSplit.from_config(OmegaConf.load(path)).name == path.stem
