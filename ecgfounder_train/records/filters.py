@@ -39,7 +39,7 @@ def resample_linear(ecg: Signal, fs_in: float, fs_out: float) -> Signal:
     left = np.minimum(positions.astype(np.intp), max(num_samples - 2, 0))
     weight = np.minimum(positions - left, 1.0)
     right = np.minimum(left + 1, num_samples - 1)
-    return ecg[:, left] * (1 - weight) + ecg[:, right] * weight
+    return np.asarray(ecg[:, left] * (1 - weight) + ecg[:, right] * weight)
 
 
 def resample_polyphase(ecg: Signal, fs_in: float, fs_out: float) -> Signal:
@@ -138,4 +138,4 @@ def subtract_running_median(ecg: Signal, fs: float, window_s: float) -> Signal:
     width += width % 2 == 0
     width = min(width, 2 * ((ecg.shape[1] - 1) // 2) + 1)
     baseline = np.stack([sps.medfilt(row, width) for row in ecg])
-    return ecg - baseline
+    return np.asarray(ecg - baseline)

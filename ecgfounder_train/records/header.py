@@ -11,6 +11,8 @@ import math
 import re
 from dataclasses import dataclass
 from datetime import date, datetime, time
+from functools import lru_cache
+from typing import NamedTuple
 
 from ecgfounder_train.core.errors import RejectedRecordError, RejectReason
 
@@ -25,8 +27,7 @@ MAX_VALUES = 1 << 29
 MILLIVOLTS_PER_UNIT = {"v": 1e3, "mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "nv": 1e-6}
 
 
-@dataclass(frozen=True)
-class SignalSpec:
+class SignalSpec(NamedTuple):
     """One signal line: where its samples are and how they become mV."""
 
     file_name: str
@@ -129,9 +130,7 @@ def parse_header(text: str) -> RecordHeader:
 _INTEGER = re.compile(r"[0-9]{1,18}")
 _NUMBER = r"[-+]?(?:[0-9]{1,30}\.?[0-9]{0,30}|\.[0-9]{1,30})(?:[eE][-+]?[0-9]{1,3})?"
 _FS = re.compile(rf"({_NUMBER})(?:/{_NUMBER}(?:\({_NUMBER}\))?)?")
-_FORMAT = re.compile(
-    r"([0-9]{1,4})(?:x([0-9]{1,6}))?(?::([0-9]{1,9}))?(?:\+([0-9]{1,12}))?", re.ASCII
-)
+_FORMAT = re.compile(r"([0-9]{1,4})(?:x([0-9]{1,6}))?(?::([0-9]{1,9}))?(?:\+([0-9]{1,12}))?")
 _GAIN = re.compile(rf"({_NUMBER})(?:\(([-+]?[0-9]{{1,10}})\))?(?:/(\S+))?")
 _SIGNED = re.compile(r"[-+]?[0-9]{1,10}")
 
@@ -179,6 +178,7 @@ def _parse_segment_line(line: str) -> tuple[str, int]:
     return fields[0], _integer(fields[1], "segment length")
 
 
+@lru_cache(maxsize=64)
 def check_file_name(name: str) -> None:
     """Raise UNREADABLE_HEADER unless `name` is a plain file name beside the header.
 
@@ -197,27 +197,10 @@ def _parse_signal_line(line: str) -> SignalSpec:
     if file_name == "~":
         raise RejectedRecordError(RejectReason.MISSING_SIGNAL_FILE, "signal has no file (~)")
     check_file_name(file_name)
-    match = _FORMAT.fullmatch(fields[1])
-    if match is None:
-        raise header_error("signal format is not understood")
-    fmt, per_frame, skew, offset = (int(group) if group else 0 for group in match.groups())
-
-    gain, baseline, units = DEFAULT_GAIN, None, "mV"
-    if len(fields) > 2:
-        match = _GAIN.fullmatch(fields[2])
-        if match is None:
-            raise header_error("gain is not a number")
-        gain = float(match[1]) or DEFAULT_GAIN
-        baseline = int(match[2]) if match[2] else None
-        units = match[3] or "mV"
-    scale = MILLIVOLTS_PER_UNIT.get(units.lower())
-    if scale is None:
-        raise RejectedRecordError(
-            RejectReason.UNKNOWN_UNITS, f"units {units[:16]!r} are no voltage"
-        )
-    gain /= scale
-    if not (math.isfinite(gain) and 1e-3 <= gain <= 1e9):
-        raise header_error(f"gain of {gain:g} ADC units per mV")
+    fmt, per_frame, skew, offset = _parse_format(fields[1])
+    gain, baseline, units = (
+        _parse_gain(fields[2]) if len(fields) > 2 else (DEFAULT_GAIN, None, "mV")
+    )
     if baseline is None:
         baseline = 0
         if len(fields) > 4:  # "if the baseline is missing, it is the ADC zero"
@@ -225,13 +208,43 @@ def _parse_signal_line(line: str) -> SignalSpec:
                 raise header_error("ADC zero is not a whole number")
             baseline = int(fields[4])
     name = fields[8].strip() if len(fields) > 8 else ""
-    return SignalSpec(file_name, fmt, per_frame or 1, skew, offset, gain, baseline, units, name)
+    return SignalSpec(file_name, fmt, per_frame, skew, offset, gain, baseline, units, name)
 
 
-_MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()
+# Twelve leads repeat the same two or three tokens; so do the next million records.
+@lru_cache(maxsize=1024)
+def _parse_format(token: str) -> tuple[int, int, int, int]:
+    """Return (format, samples per frame, skew, byte offset)."""
+    match = _FORMAT.fullmatch(token)
+    if match is None:
+        raise header_error("signal format is not understood")
+    fmt, per_frame, skew, offset = (int(group) if group else 0 for group in match.groups())
+    return fmt, per_frame or 1, skew, offset
+
+
+@lru_cache(maxsize=1024)
+def _parse_gain(token: str) -> tuple[float, int | None, str]:
+    """Return (ADC units per mV, baseline if it is stated, units)."""
+    match = _GAIN.fullmatch(token)
+    if match is None:
+        raise header_error("gain is not a number")
+    gain = float(match[1]) or DEFAULT_GAIN
+    baseline = int(match[2]) if match[2] else None
+    units = match[3] or "mV"
+    scale = MILLIVOLTS_PER_UNIT.get(units.lower())
+    if scale is None:
+        detail = f"units {units[:16]!r} are no voltage"
+        raise RejectedRecordError(RejectReason.UNKNOWN_UNITS, detail)
+    gain /= scale
+    if not (math.isfinite(gain) and 1e-3 <= gain <= 1e9):
+        raise header_error(f"gain of {gain:g} ADC units per mV")
+    return gain, baseline, units
+
+
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _DATES = (
-    (re.compile(r"(?P<y>[0-9]{4})[-/](?P<m>[0-9]{1,2})[-/](?P<d>[0-9]{1,2})")),
-    (re.compile(r"(?P<d>[0-9]{1,2})[-/](?P<m>[0-9]{1,2}|[A-Za-z]{3})[-/](?P<y>[0-9]{4})")),
+    re.compile(r"(?P<y>[0-9]{4})[-/](?P<m>[0-9]{1,2})[-/](?P<d>[0-9]{1,2})"),
+    re.compile(r"(?P<d>[0-9]{1,2})[-/](?P<m>[0-9]{1,2}|[A-Za-z]{3})[-/](?P<y>[0-9]{4})"),
 )
 _TIME = re.compile(r"([0-9]{1,2}):([0-9]{1,2})(?::([0-9]{1,2})(?:\.([0-9]{1,6}))?)?")
 

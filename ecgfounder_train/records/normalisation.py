@@ -62,6 +62,4 @@ def normalise(
     stop = start + np.asarray(valid_num_samples)[..., None, None]
     time = np.arange(ecg.shape[-1])
     valid = (time >= start) & (time < stop)
-    return np.where(valid.reshape(ecg.shape[:-2] + (1, ecg.shape[-1])), millivolts, 0.0).astype(
-        np.float32
-    )
+    return np.where(valid, millivolts, 0.0).astype(np.float32)

@@ -394,7 +394,8 @@ def _parse_stages(value: Any) -> tuple[str, ...]:
     for stage in stages:
         if stage not in _STAGE_KEYS:
             raise UserError(
-                f"signal.stages names {stage!r}, which is no stage.{did_you_mean(stage, _STAGE_KEYS)}"
+                f"signal.stages names {stage!r}, which is no stage."
+                f"{did_you_mean(stage, _STAGE_KEYS)}"
             )
         if stages.count(stage) > 1:
             raise UserError(f"signal.stages names {stage!r} twice; each stage comes at most once.")
@@ -462,8 +463,8 @@ def _check_rates(profile: SignalProfile) -> None:
                         f"signal.filter_fs={profile.filter_fs:g}, the rate filters run at."
                     )
     for site in (None, *profile.site_overrides):
-        options = profile._parameters(site).get("bandpass")
-        if options and options["low_hz"] >= options["high_hz"]:
+        band = profile._parameters(site).get("bandpass")
+        if band and band["low_hz"] >= band["high_hz"]:
             raise UserError("signal.bandpass.low_hz must be below signal.bandpass.high_hz.")
 
 
@@ -511,6 +512,8 @@ def _value(value: Any, default: Any, key: str, where: str) -> Any:
     if key == "clip" and value is None:
         return None
     number = _number(value, where, allow_zero=key in ("eps", "max_missing_fraction"))
+    if key == "max_missing_fraction" and number > 1:
+        raise UserError(f"{where}={value!r} is not a fraction from 0 to 1.")
     if key == "order":
         if number not in range(1, 11):
             raise UserError(f"{where}={value!r} is not a whole number from 1 to 10.")

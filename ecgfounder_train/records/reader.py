@@ -46,12 +46,12 @@ def read_record(path: Path | str) -> EcgRecord:
     """
     stem = _stem(path)
     header = _read_header(stem)
-    folder = os.path.dirname(stem)
+    folder = Path(stem).parent
     if not _is_lean(header):
         return _read_with_wfdb(stem, folder, header)
     files = {
         name: _read_file(
-            os.path.join(folder, name),
+            folder / name,
             RejectReason.MISSING_SIGNAL_FILE,
             RejectReason.UNREADABLE_SIGNAL,
         )
@@ -110,7 +110,7 @@ def _stem(path: Path | str) -> str:
 
 def _read_header(stem: str) -> RecordHeader:
     content = _read_file(
-        f"{stem}.hea",
+        Path(f"{stem}.hea"),
         RejectReason.MISSING_HEADER,
         RejectReason.UNREADABLE_HEADER,
         limit=MAX_HEADER_BYTES + 1,
@@ -119,7 +119,7 @@ def _read_header(stem: str) -> RecordHeader:
 
 
 def _read_file(
-    path: str, missing: RejectReason, unreadable: RejectReason, limit: int | None = None
+    path: Path, missing: RejectReason, unreadable: RejectReason, limit: int | None = None
 ) -> bytes:
     """Return a regular file's content; a pipe or device must not hang or flood the reader."""
     try:
@@ -227,7 +227,7 @@ def _to_millivolts(
         target[transposed == -32768] = np.nan
 
 
-def _read_with_wfdb(stem: str, folder: str, header: RecordHeader) -> EcgRecord:
+def _read_with_wfdb(stem: str, folder: Path, header: RecordHeader) -> EcgRecord:
     """Return the record through the `wfdb` package, after the checks that it does not make."""
     _guard_fallback(folder, header, depth=0)
     import wfdb  # costs 0.3 s: only where it is needed
@@ -235,7 +235,7 @@ def _read_with_wfdb(stem: str, folder: str, header: RecordHeader) -> EcgRecord:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            record = wfdb.rdrecord(os.path.abspath(stem), physical=True, m2s=True)
+            record = wfdb.rdrecord(str(Path(stem).absolute()), physical=True, m2s=True)
     except Exception as error:
         # wfdb raises whatever its parsing stumbles over: KeyError, IndexError, RuntimeError ...
         raise RejectedRecordError(
@@ -251,7 +251,7 @@ def _read_with_wfdb(stem: str, folder: str, header: RecordHeader) -> EcgRecord:
     return EcgRecord(signal, names, header.fs, header.start_time, header.comments)
 
 
-def _guard_fallback(folder: str, header: RecordHeader, depth: int) -> None:
+def _guard_fallback(folder: Path, header: RecordHeader, depth: int) -> None:
     """Reject what would make wfdb recurse without end or allocate for a header's fantasy."""
     if header.segments:
         total = sum(length for _, length in header.segments)
@@ -259,7 +259,7 @@ def _guard_fallback(folder: str, header: RecordHeader, depth: int) -> None:
             raise header_error("segments within segments, or too many samples")
         # A segment of length 0 is the layout of a variable-layout record: a header without files.
         for name in {name for name, length in header.segments if name != "~" and length > 0}:
-            segment = _read_header(os.path.join(folder, name))
+            segment = _read_header(str(folder / name))
             _guard_fallback(folder, segment, depth + 1)
         return
     frame = sum(spec.samples_per_frame for spec in header.signals)
@@ -277,7 +277,7 @@ def _guard_fallback(folder: str, header: RecordHeader, depth: int) -> None:
         bits = sum(_BITS.get(spec.fmt, 0) * spec.samples_per_frame for spec in specs)
         needed = specs[0].byte_offset + (header.num_samples or 0) * bits // 8
         try:
-            info = os.stat(os.path.join(folder, name))
+            info = (folder / name).stat()
         except OSError:
             raise RejectedRecordError(
                 RejectReason.MISSING_SIGNAL_FILE, "signal file is absent"
