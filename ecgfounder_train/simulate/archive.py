@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.simulate.dictionary import STATEMENTS
 from ecgfounder_train.simulate.rhythm import Findings
-from ecgfounder_train.simulate.settings import SITES, check_settings
+from ecgfounder_train.simulate.settings import DEFAULTS, SITES, check_settings
 from ecgfounder_train.simulate.statements import PatientState, sample_findings, statements
 from ecgfounder_train.simulate.waveform import simulate_ecg
 from ecgfounder_train.simulate.wfdb_write import quantise, write_record
@@ -70,7 +70,17 @@ _ICD = {
     "anterior_infarct": ("412", "I25.2", "Old myocardial infarction"),
     "lvh": ("429.3", "I51.7", "Cardiomegaly"),
 }
-_UNLABELLED_FLAGS = ("poor_quality", "arm_leads_reversed")
+_COUNTS = (
+    *("patients", "merged_patients", "records", "metadata_rows", "v24_rows", "header_files"),
+    *("signal_files", "fs_500", "fs_250", "coarse_gain", "nonzero_baseline"),
+    *(f"bad_{kind}" for kind in DEFAULTS["bad_records"]),
+    *("few_missing_samples", "exact_duplicates", "missing_files", "missing_metadata"),
+    *("missing_over_read", "missing_v24", "empty_codes", "newline_in_file_name"),
+    *("blank_patient_ids", "missing_age", "nonpositive_age", "censored_age", "missing_sex"),
+)
+"""Names of the counts of a site; a quirk that does not occur is counted as 0."""
+_RECORDING_FLAGS = ("poor_quality", "arm_leads_reversed")
+_STAMP = "%Y%m%d%H%M%S"
 
 
 @dataclass(frozen=True)
@@ -269,20 +279,24 @@ def _patient_id(seed: int, site: str, number: int) -> int:
     return _ID_BASE[site] + (number * 7_654_321 + 1_234_567 * (seed + 1)) % _ID_PRIME
 
 
+@dataclass(frozen=True)
+class _Person:
+    """What the tables say of one patient. All dates are shifted."""
+
+    sex: str
+    race: str
+    birth: datetime
+    last_visit: datetime
+    death: datetime | None
+
+
 def _write_patient(site: str, number: int, root: Path, settings: dict[str, Any]) -> _Rows:
+    """Write all files of one patient and return the rows for the tables."""
     rng = _generator(settings, site, number)
-    rows = _Rows()
-    rates = settings["sites"][site]
     age_days = int(365.25 * np.clip(rng.normal(61.0, 18.0), 3.0, 101.0))
     sex = str(rng.choice(["Male", "Female"]))
     state = PatientState.sample(rng, age_days / 365.25, sex == "Female", settings["prevalences"])
-    num_records = int(rng.geometric(1.0 / rates["ecgs_per_patient"]))
-    patient_id = _patient_id(settings["seed"], site, number)
-    person = {
-        "sex": "" if rng.random() < settings["missing_sex"] else sex,
-        "race": str(rng.choice(["White", "Black or African American", "Asian", "Other", ""])),
-        "death_days": int(rng.integers(30, 4000)) if rng.random() < 0.15 else None,
-    }
+    num_records = int(rng.geometric(1.0 / settings["sites"][site]["ecgs_per_patient"]))
     first_seen = datetime(int(rng.integers(1988, 2020)), 1, 1) + timedelta(
         days=int(rng.integers(365)), seconds=int(rng.integers(86400))
     )
@@ -290,137 +304,261 @@ def _write_patient(site: str, number: int, root: Path, settings: dict[str, Any])
     shift = timedelta(days=int(rng.integers(-3650, 3650)) + 43_000)
     gaps_s = rng.exponential(150 * 86400.0, num_records).astype(np.int64) + 61
     times = [first_seen + timedelta(seconds=int(seconds)) for seconds in np.cumsum(gaps_s)]
-    visit_end = times[-1] + timedelta(days=int(rng.integers(1, 900)))
-    old_id = None
+    last_visit = times[-1] + shift + timedelta(days=int(rng.integers(1, 900)))
+    is_dead = rng.random() < 0.15
+    person = _Person(
+        sex="" if rng.random() < settings["missing_sex"] else sex,
+        race=str(rng.choice(["White", "Black or African American", "Asian", "Other", ""])),
+        birth=times[0] + shift - timedelta(days=age_days),
+        last_visit=last_visit,
+        death=last_visit + timedelta(days=int(rng.integers(30, 4000))) if is_dead else None,
+    )
+    writer = _PatientWriter(site, root, settings, state, person)
+    rows = writer.rows
+    patient_id = old_id = _patient_id(settings["seed"], site, number)
     if num_records > 1 and rng.random() < settings["merged_patients"]:
-        # Twice registered: an id of its own for the first half of the records, merged later.
-        old_id = _ID_BASE[site] + _ID_PRIME + patient_id - _ID_BASE[site]
+        # Registered twice: an id of its own for the first half of the records, merged later.
+        old_id = patient_id + _ID_PRIME
         rows.merges.append((str(old_id), str(patient_id)))
         rows.counts["merged_patients"] += 1
-    birth = times[0] - timedelta(days=age_days)
-    folder_of_patient = f"S{int(rng.integers(1, 5)):04d}"
+    station = f"S{int(rng.integers(1, 5)):04d}"
     for index, time in enumerate(times):
         draw = _generator(settings, site, number, index + 1)
-        findings = sample_findings(draw, state, settings["prevalences"])
-        for flag in _UNLABELLED_FLAGS:
-            if draw.random() < settings[flag]:
-                findings = replace(findings, flags=findings.flags | {flag})
-        codes, findings = statements(
-            draw, findings, state.is_child, index > 0, settings["weakened_statements"]
-        )
-        own_id = old_id if old_id is not None and index < num_records // 2 else patient_id
+        findings, codes = writer.interpret(draw, has_previous=index > 0)
+        own_id = old_id if index < num_records // 2 else patient_id
         acquired = time + shift
         if site == "I0001":
             stored = acquired + timedelta(seconds=int(draw.integers(30, 86400)))
-            stem = f"de_{own_id}_{acquired:%Y%m%d%H%M%S}_{stored:%Y%m%d%H%M%S}"
-            folder = f"{folder_of_patient}/{time:%Y/%m}"
+            stem = f"de_{own_id}_{acquired:{_STAMP}}_{stored:{_STAMP}}"
+            folder = f"{station}/{time:%Y/%m}"
         else:
             # Five digits made of patient and record keep names apart that share a second.
             tail = (number * 977 + index * 13) % 100_000
             stem = f"MUSE_{acquired:%Y%m%d}_{acquired:%H%M%S}_{tail:05d}"
             folder = f"{time:%Y}"
         recording = _Recording(stem, folder, acquired, own_id, findings, codes)
-        dates = (birth + shift, visit_end + shift)
-        _write_recording(draw, site, recording, state, person, dates, root, settings, rows)
-        if draw.random() < settings["exact_duplicates"]:
-            _write_duplicate(draw, site, recording, state, person, dates, root, settings, rows)
+        # Signals have a generator of their own: tables are the same with and without them.
+        signal_draw = _generator(settings, site, number, index + 1, 1)
+        is_plain = writer.write(draw, signal_draw, recording)
+        if is_plain and draw.random() < settings["exact_duplicates"]:
+            writer.write_duplicate(draw, recording)
     for name in sorted(state.lasting & _ICD.keys()):
-        when = f"{times[0] + shift:%Y-%m-%d}"
-        rows.icd.append((str(patient_id), when, *_ICD[name]))
+        rows.icd.append((str(patient_id), f"{times[0] + shift:%Y-%m-%d}", *_ICD[name]))
     return rows
 
 
-def _write_duplicate(
-    draw: np.random.Generator,
-    site: str,
-    recording: _Recording,
-    state: PatientState,
-    person: dict[str, Any],
-    dates: tuple[datetime, datetime],
-    root: Path,
-    settings: dict[str, Any],
-    rows: _Rows,
-) -> None:
-    """Store a recording a second time under another name: the same samples, sent twice."""
-    folder = root / "ECG" / site / "WFDB" / recording.folder
-    suffix = ".mat" if site == "I0001" else ".dat"
-    if settings["write_signals"]:
-        header, signal = folder / f"{recording.stem}.hea", folder / f"{recording.stem}{suffix}"
-        if not (header.is_file() and signal.is_file()):
-            return
-    cut = 14 if site == "I0001" else 5
-    last = int(recording.stem[-cut:])
-    again = f"{recording.stem[:-cut]}{(last + 1) % 10**cut:0{cut}d}"
-    if settings["write_signals"]:
-        text = header.read_text(errors="surrogateescape").replace(recording.stem, again)
-        (folder / f"{again}.hea").write_text(text, errors="surrogateescape")
-        shutil.copyfile(signal, folder / f"{again}{suffix}")
-    rows.counts["exact_duplicates"] += 1
-    rows.counts["header_files"] += 1
-    _add_rows(
-        draw,
-        site,
-        replace(recording, stem=again),
-        state,
-        person,
-        dates,
-        settings,
-        rows,
-        "duplicate",
-    )
+@dataclass
+class _PatientWriter:
+    """Writes the recordings of one patient and gathers the table rows."""
+
+    site: str
+    root: Path
+    settings: dict[str, Any]
+    state: PatientState
+    person: _Person
+    rows: _Rows = field(default_factory=_Rows)
+
+    @property
+    def suffix(self) -> str:
+        return ".mat" if self.site == "I0001" else ".dat"
+
+    def interpret(
+        self, draw: np.random.Generator, has_previous: bool
+    ) -> tuple[Findings, tuple[int, ...]]:
+        """Return what the next ECG shows and what is said of it."""
+        findings = sample_findings(draw, self.state, self.settings["prevalences"])
+        flags = {flag for flag in _RECORDING_FLAGS if draw.random() < self.settings[flag]}
+        findings = replace(findings, flags=findings.flags | flags)
+        codes, findings = statements(
+            draw, findings, self.state.is_child, has_previous, self.settings["weakened_statements"]
+        )
+        return findings, codes
+
+    def write(
+        self,
+        draw: np.random.Generator,
+        signal_draw: np.random.Generator,
+        recording: _Recording,
+    ) -> bool:
+        """Write files and rows of one recording with its quirks; tell whether it has none."""
+        settings = self.settings
+        bad = _bad_kind(draw, settings["bad_records"])
+        fs = 500.0 if draw.random() < settings["fs_500_share"] else 250.0
+        gain = COARSE_GAIN if draw.random() < settings["coarse_gain_share"] else FINE_GAIN
+        has_baseline = draw.random() < settings["nonzero_baseline_share"]
+        baseline = int(draw.integers(1, 200)) if has_baseline else 0
+        few_missing = draw.random() < settings["few_missing_samples"] and not bad
+        # Files without a table row and table rows without files.
+        orphan = draw.random()
+        edge = settings["missing_files"]
+        without_files = not bad and orphan < edge
+        without_row = not bad and edge <= orphan < edge + settings["missing_metadata"]
+        is_written = settings["write_signals"] and not without_files
+        self._count(
+            {
+                "missing_files": without_files,
+                "missing_metadata": without_row,
+                f"bad_{bad}": bool(bad) and is_written,
+                "few_missing_samples": few_missing and is_written,
+                "nonzero_baseline": has_baseline and is_written,
+                "coarse_gain": gain == COARSE_GAIN and is_written,
+                f"fs_{fs:.0f}": is_written,
+                "header_files": is_written,
+                "signal_files": is_written and bad != "missing_signal_file",
+            }
+        )
+        if is_written:
+            duration_s = settings["duration_s"]
+            signal = simulate_ecg(
+                signal_draw, recording.findings, fs, duration_s, self.state.anatomy
+            )
+            signal, leads = _spoil(signal_draw, signal, fs, bad, few_missing)
+            digital = quantise(signal, gain, baseline)
+            folder = self._folder(recording)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_record(
+                *(folder, recording.stem, digital, leads, fs, gain, baseline, self.suffix),
+                start_time=recording.acquired,
+            )
+            _spoil_files(signal_draw, folder / recording.stem, self.suffix, bad)
+        quirk = f"bad_{bad}" if bad else "few_missing_samples" if few_missing else ""
+        quirk = "missing_files" if without_files else "missing_metadata" if without_row else quirk
+        self._add_truth(recording, quirk)
+        if not without_row:
+            self._add_rows(draw, recording)
+        return not (bad or without_files or without_row)
+
+    def write_duplicate(self, draw: np.random.Generator, recording: _Recording) -> None:
+        """Store a recording a second time under another name: the same samples, sent twice."""
+        beginning, last = recording.stem.rsplit("_", 1)
+        if self.site == "I0001":
+            last = f"{datetime.strptime(last, _STAMP) + timedelta(seconds=1):{_STAMP}}"
+        else:
+            last = f"{(int(last) + 1) % 100_000:05d}"
+        again = f"{beginning}_{last}"
+        if self.settings["write_signals"]:
+            folder = self._folder(recording)
+            text = (folder / f"{recording.stem}.hea").read_text()
+            (folder / f"{again}.hea").write_text(text.replace(recording.stem, again))
+            shutil.copyfile(
+                folder / f"{recording.stem}{self.suffix}", folder / f"{again}{self.suffix}"
+            )
+            self._count({"header_files": True, "signal_files": True})
+        self._count({"exact_duplicates": True})
+        recording = replace(recording, stem=again)
+        self._add_truth(recording, "duplicate")
+        self._add_rows(draw, recording)
+
+    def _count(self, found: Mapping[str, bool]) -> None:
+        self.rows.counts.update(name for name, is_so in found.items() if is_so)
+
+    def _folder(self, recording: _Recording) -> Path:
+        return self.root / "ECG" / self.site / "WFDB" / recording.folder
+
+    def _table_name(self, recording: _Recording) -> str:
+        prefix = "/" if self.site == "I0001" else "WFDB/"
+        return f"{prefix}{recording.folder}/{recording.stem}"
+
+    def _add_truth(self, recording: _Recording, quirk: str) -> None:
+        findings = recording.findings
+        self._count({"records": True})
+        self.rows.truth.append(
+            (
+                recording.stem,
+                self.site,
+                str(recording.patient_id),
+                findings.rhythm,
+                f"{findings.rate_bpm:.1f}",
+                " ".join(sorted(findings.flags)),
+                " ".join(map(str, recording.codes)),
+                quirk,
+            )
+        )
+
+    def _add_rows(self, draw: np.random.Generator, recording: _Recording) -> None:
+        """Add a recording to the tables."""
+        rates = self.settings["sites"][self.site]
+        mixed = rates["mixed_separators"]
+        self.rows.metadata.append(self._metadata_row(draw, recording))
+        rate = self.settings["software_disagreement"]
+        software, v24 = (
+            _disagree(draw, recording.codes, rate),
+            _disagree(draw, recording.codes, rate),
+        )
+        software_cell, physician_cell = (
+            _cell(draw, software, mixed),
+            _cell(draw, recording.codes, mixed),
+        )
+        agreement = f"{_jaccard(software, recording.codes):.4f}"
+        if draw.random() < rates["missing_over_read"]:
+            physician_cell = agreement = ""
+            self._count({"missing_over_read": True})
+        name = self._table_name(recording)
+        self.rows.acquisition.append((name, software_cell, physician_cell, agreement))
+        v24_cell = _cell(draw, v24, mixed)
+        is_missing = draw.random() < rates["missing_v24"]
+        is_empty = draw.random() < rates["empty_codes"] and not is_missing
+        has_newline = self.site == "I0001" and not is_missing
+        self._count(
+            {
+                "metadata_rows": True,
+                "missing_v24": is_missing,
+                "empty_codes": is_empty,
+                "newline_in_file_name": has_newline,
+            }
+        )
+        if has_newline:
+            name = f".{name}.hea\n"  # The newline is HEEDB's own, inside the quotes.
+        if not is_missing:
+            self.rows.v24.append((name, "" if is_empty else v24_cell))
+
+    def _metadata_row(self, draw: np.random.Generator, recording: _Recording) -> dict[str, str]:
+        settings, person = self.settings, self.person
+        days = (recording.acquired - person.birth).days
+        age = str(min(days, _CENSORED_AGE_DAYS))
+        odd = draw.random()
+        is_missing = odd < settings["missing_age"]
+        is_odd = not is_missing and odd < settings["missing_age"] + settings["nonpositive_age"]
+        if is_missing:
+            age = ""
+        elif is_odd:
+            age = str(-int(draw.integers(0, 400)))
+        self._count(
+            {
+                "missing_age": is_missing,
+                "nonpositive_age": is_odd,
+                "censored_age": days > _CENSORED_AGE_DAYS and not (is_missing or is_odd),
+                "missing_sex": not person.sex,
+            }
+        )
+        row = {
+            "BDSPPatientID": str(recording.patient_id),
+            "FileName": self._table_name(recording),
+            "FileID": recording.stem.rsplit("_", 1)[-1],
+            "PatientRace": person.race,
+            "ECGAcquisitionTime": f"{recording.acquired:%Y-%m-%d %H:%M:%S}",
+            "DateOfBirth": f"{person.birth:%Y-%m-%d}",
+            "LastKnownVisitDate": f"{person.last_visit:%Y-%m-%d}",
+            "AgeAtAcquisition": age,
+            "AgeAtLastVisit": _age_days(person.last_visit, person),
+        }
+        if person.death:
+            row["DateOfDeath"] = f"{person.death:%Y-%m-%d}"
+            row["AgeAtDeath"] = _age_days(person.death, person)
+        if self.site == "I0001":
+            row |= {
+                "SexDSC": person.sex,
+                "SexAssignedAtBirthDSC": person.sex,
+                "LanguageDSC": "English",
+                "EthnicGroupDSC": "Not Hispanic, Latino or Spanish",  # A comma inside quotes.
+            }
+        else:
+            row["Sex"] = person.sex
+        return row
 
 
-def _write_recording(
-    draw: np.random.Generator,
-    site: str,
-    recording: _Recording,
-    state: PatientState,
-    person: dict[str, Any],
-    dates: tuple[datetime, datetime],
-    root: Path,
-    settings: dict[str, Any],
-    rows: _Rows,
-) -> None:
-    """Write files and table rows of one recording, with whatever goes wrong with it."""
-    bad = _bad_kind(draw, settings["bad_records"])
-    fs = 500.0 if draw.random() < settings["fs_500_share"] else 250.0
-    gain = COARSE_GAIN if draw.random() < settings["coarse_gain_share"] else FINE_GAIN
-    shifted = draw.random() < settings["nonzero_baseline_share"]
-    baseline = int(draw.integers(-200, 200)) if shifted else 0
-    few_missing = not bad and draw.random() < settings["few_missing_samples"]
-    # Files without a table row and table rows without files are records of their own kind.
-    orphan = draw.random()
-    without_files = not bad and orphan < settings["missing_files"]
-    without_row = not (bad or without_files) and (
-        orphan < settings["missing_files"] + settings["missing_metadata"]
-    )
-    counted = {
-        f"bad_{bad}": bool(bad),
-        "few_missing_samples": few_missing and not without_files,
-        "missing_files": without_files,
-        "missing_metadata": without_row,
-        "nonzero_baseline": shifted and not without_files,
-        "coarse_gain": gain == COARSE_GAIN and not without_files,
-        "fs_500": fs == 500.0 and not without_files,
-        "fs_250": fs == 250.0 and not without_files,
-        "header_files": not without_files,
-        "signal_files": not without_files and bad != "missing_signal_file",
-    }
-    rows.counts.update(name for name, is_so in counted.items() if is_so)
-    if settings["write_signals"] and not without_files:
-        signal = simulate_ecg(draw, recording.findings, fs, settings["duration_s"], state.anatomy)
-        signal, leads = _spoil(draw, signal, fs, bad, few_missing)
-        _write_files(draw, site, recording, quantise(signal, gain, baseline), leads, fs, gain,
-                     baseline, bad, root)  # fmt: skip
-    quirk = f"bad_{bad}" if bad else ("few_missing_samples" if few_missing else "")
-    if without_row:
-        rows.truth.append(_truth_row(site, recording, "missing_metadata"))
-        rows.counts["records"] += 1
-        return
-    _add_rows(
-        draw, site, recording, state, person, dates, settings, rows,
-        "missing_files" if without_files else quirk,
-    )  # fmt: skip
+def _age_days(when: datetime, person: _Person) -> str:
+    return str(min((when - person.birth).days, _CENSORED_AGE_DAYS))
 
 
 def _bad_kind(draw: np.random.Generator, rates: Mapping[str, float]) -> str:
@@ -439,7 +577,7 @@ def _spoil(
     """Return the signal with its fault, and the leads that are in it."""
     num_samples = signal.shape[1]
     lead = int(draw.integers(12))
-    leads = LEADS
+    leads: tuple[str, ...] = LEADS
     if bad == "not_12_leads":
         number = int(draw.choice([3, 8, 11]))
         signal, leads = signal[:number], LEADS[:number]
@@ -461,25 +599,9 @@ def _spoil(
     return signal, leads
 
 
-def _write_files(
-    draw: np.random.Generator,
-    site: str,
-    recording: _Recording,
-    digital: NDArray[np.int16],
-    leads: tuple[str, ...],
-    fs: float,
-    gain: float,
-    baseline: int,
-    bad: str,
-    root: Path,
-) -> None:
-    folder = root / "ECG" / site / "WFDB" / recording.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    suffix = ".mat" if site == "I0001" else ".dat"
-    write_record(
-        folder, recording.stem, digital, leads, fs, gain, baseline, suffix, recording.acquired
-    )
-    header, signal = folder / f"{recording.stem}.hea", folder / f"{recording.stem}{suffix}"
+def _spoil_files(draw: np.random.Generator, path: Path, suffix: str, bad: str) -> None:
+    """Damage the two files of a record as `bad` says."""
+    header, signal = path.with_name(f"{path.name}.hea"), path.with_name(f"{path.name}{suffix}")
     if bad == "missing_signal_file":
         signal.unlink()
     elif bad == "truncated_signal":
@@ -489,123 +611,6 @@ def _write_files(
         header.write_bytes(
             b"" if draw.random() < 0.3 else draw.integers(128, 256, 200).astype(np.uint8).tobytes()
         )
-
-
-def _add_rows(
-    draw: np.random.Generator,
-    site: str,
-    recording: _Recording,
-    state: PatientState,
-    person: dict[str, Any],
-    dates: tuple[datetime, datetime],
-    settings: dict[str, Any],
-    rows: _Rows,
-    quirk: str,
-) -> None:
-    """Add a recording to the tables."""
-    rates = settings["sites"][site]
-    rows.counts["records"] += 1
-    rows.counts["metadata_rows"] += 1
-    rows.truth.append(_truth_row(site, recording, quirk))
-    rows.metadata.append(_metadata_row(draw, site, recording, person, dates, settings, rows))
-    physician: tuple[int, ...] | None = recording.codes
-    software = _disagree(draw, recording.codes, settings["software_disagreement"])
-    if draw.random() < rates["missing_over_read"]:
-        physician = None
-        rows.counts["missing_over_read"] += 1
-    rows.acquisition.append(
-        (
-            _table_name(site, recording),
-            _cell(draw, software, rates["mixed_separators"]),
-            "" if physician is None else _cell(draw, physician, rates["mixed_separators"]),
-            "" if physician is None else f"{_jaccard(software, physician):.4f}",
-        )
-    )
-    if draw.random() < rates["missing_v24"]:
-        rows.counts["missing_v24"] += 1
-        return
-    name = _table_name(site, recording)
-    if site == "I0001":
-        name = f".{name}.hea\n"  # The newline is HEEDB's own, inside the quotes.
-        rows.counts["newline_in_file_name"] += 1
-    codes = _cell(
-        draw,
-        _disagree(draw, recording.codes, settings["software_disagreement"]),
-        rates["mixed_separators"],
-    )
-    if draw.random() < rates["empty_codes"]:
-        codes = ""
-        rows.counts["empty_codes"] += 1
-    rows.v24.append((name, codes))
-
-
-def _truth_row(site: str, recording: _Recording, quirk: str) -> tuple[str, ...]:
-    findings = recording.findings
-    return (
-        recording.stem,
-        site,
-        str(recording.patient_id),
-        findings.rhythm,
-        f"{findings.rate_bpm:.1f}",
-        " ".join(sorted(findings.flags)),
-        " ".join(map(str, recording.codes)),
-        quirk,
-    )
-
-
-def _table_name(site: str, recording: _Recording) -> str:
-    prefix = "/" if site == "I0001" else "WFDB/"
-    return f"{prefix}{recording.folder}/{recording.stem}"
-
-
-def _metadata_row(
-    draw: np.random.Generator,
-    site: str,
-    recording: _Recording,
-    person: dict[str, Any],
-    dates: tuple[datetime, datetime],
-    settings: dict[str, Any],
-    rows: _Rows,
-) -> dict[str, str]:
-    birth, last_visit = dates
-    days = (recording.acquired - birth).days
-    age = str(min(days, _CENSORED_AGE_DAYS))
-    if days > _CENSORED_AGE_DAYS:
-        rows.counts["censored_age"] += 1
-    odd = draw.random()
-    if odd < settings["missing_age"]:
-        age = ""
-        rows.counts["missing_age"] += 1
-    elif odd < settings["missing_age"] + settings["nonpositive_age"]:
-        age = str(-int(draw.integers(0, 400)))
-        rows.counts["nonpositive_age"] += 1
-    if not person["sex"]:
-        rows.counts["missing_sex"] += 1
-    row = {
-        "BDSPPatientID": str(recording.patient_id),
-        "FileName": _table_name(site, recording),
-        "FileID": recording.stem.rsplit("_", 1)[-1],
-        "PatientRace": person["race"],
-        "ECGAcquisitionTime": f"{recording.acquired:%Y-%m-%d %H:%M:%S}",
-        "DateOfBirth": f"{birth:%Y-%m-%d}",
-        "LastKnownVisitDate": f"{last_visit:%Y-%m-%d}",
-        "AgeAtAcquisition": age,
-        "AgeAtLastVisit": str(min((last_visit - birth).days, _CENSORED_AGE_DAYS)),
-    }
-    if person["death_days"] is not None:
-        death = last_visit + timedelta(days=person["death_days"])
-        row["DateOfDeath"] = f"{death:%Y-%m-%d}"
-        row["AgeAtDeath"] = str(min((death - birth).days, _CENSORED_AGE_DAYS))
-    if site == "I0001":
-        row |= {
-            "SexDSC": person["sex"],
-            "SexAssignedAtBirthDSC": person["sex"],
-            "LanguageDSC": "English",
-            "EthnicGroupDSC": "Not Hispanic, Latino or Spanish",  # A comma inside quotes.
-        }
-    else:
-        row["Sex"] = person["sex"]
-    return row
 
 
 def _disagree(draw: np.random.Generator, codes: tuple[int, ...], rate: float) -> tuple[int, ...]:
@@ -632,7 +637,7 @@ def _write_tables(
     root: Path, site: str, patients: Sequence[_Rows], settings: dict[str, Any]
 ) -> dict[str, int]:
     """Write all tables of one site and return its counts."""
-    counts: Counter[str] = Counter()
+    counts: Counter[str] = Counter(dict.fromkeys(_COUNTS, 0))
     for rows in patients:
         counts.update(rows.counts)
     counts["patients"] = len(patients)

@@ -97,7 +97,8 @@ def _sinus_intervals(
     swing = respiratory * np.sin(2 * np.pi * breathing_hz * time_s + phase[0])
     swing += 0.3 * respiratory * np.sin(2 * np.pi * 0.1 * time_s + phase[1])
     swing += 0.005 * rng.standard_normal(count)
-    return mean_s * (1.0 + swing)
+    intervals: Floats = mean_s * (1.0 + swing)
+    return intervals
 
 
 def _respiratory_amplitude(rng: np.random.Generator, findings: Findings) -> float:

@@ -20,7 +20,8 @@ def quantise(signal: NDArray[np.float32], gain: float, baseline: int = 0) -> NDA
     scaled = signal.T * np.float32(gain) + np.float32(baseline)
     digital = np.rint(np.clip(scaled, -32767, 32767), out=scaled)
     digital[~np.isfinite(scaled)] = -32768
-    return digital.astype(np.int16)
+    result: NDArray[np.int16] = digital.astype(np.int16)
+    return result
 
 
 def header_text(
