@@ -25,6 +25,7 @@ from ecgfounder_train.figures import (
     Curve,
     HtmlPage,
     Undefined,
+    WithNote,
     auroc_by_prevalence_figure,
     calibration_figure,
     precision_recall_figure,
@@ -334,12 +335,11 @@ def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def _add_label_table(page: HtmlPage, table: pl.DataFrame, csv_name: str) -> None:
     page.section("All labels")
-    has_notes = table["note"].is_not_null().any()
     columns = [
         Column("Label"),
         Column("Positives", ",d"),
         Column("Observed", ",d", "records in which the label's answer is known"),
-        Column("Prevalence %", ".3g"),
+        Column("Prevalence %", ".2f"),
         Column("AUROC", ".3f"),
         Column("AUPRC", ".3f", "average precision; a guessing model's equals the prevalence"),
     ]
@@ -348,17 +348,14 @@ def _add_label_table(page: HtmlPage, table: pl.DataFrame, csv_name: str) -> None
         reason = row["undefined_reason"]
         rows.append(
             [
-                row["label"],
+                WithNote(row["label"], row["note"]) if row["note"] else row["label"],
                 row["num_positives"],
                 row["num_observed"],
                 100 * row["prevalence"] if row["num_observed"] else None,
                 Undefined(reason) if reason else row["auroc"],
                 Undefined(reason) if reason else row["auprc"],
-                *([row["note"]] if has_notes else []),
             ]
         )
-    if has_notes:
-        columns.append(Column("Note"))
     page.table(
         columns,
         rows,
@@ -401,7 +398,13 @@ class Strip:
     def figure(self) -> Figure:
         """Return the ECG on paper."""
         return strip_figure(
-            self.signal, self.fs, self.lead_names, self.title, self.subtitle, self.note
+            self.signal,
+            self.fs,
+            self.lead_names,
+            self.title,
+            self.subtitle,
+            self.note,
+            mark="Local only. Research use only",
         )
 
 
@@ -423,4 +426,4 @@ def write_strips_page(
     )
     for strip in strips:
         page.figure(strip.figure(), strip.caption, strip.title, true_scale=True)
-    return page.write(path, f"ecgfounder_train {__version__}. Research use only. {_LOCAL_ONLY}")
+    return page.write(path)

@@ -10,7 +10,7 @@ from ecgfounder_train.figures.curves import (
     roc_figure,
 )
 from ecgfounder_train.figures.ecg_strip import strip_figure
-from ecgfounder_train.figures.html import Column, HtmlPage, Undefined
+from ecgfounder_train.figures.html import Column, HtmlPage, Undefined, WithNote
 from ecgfounder_train.figures.style import figure_png, figure_svg
 from ecgfounder_train.figures.training import training_figure
 
@@ -20,6 +20,7 @@ __all__ = [
     "Curve",
     "HtmlPage",
     "Undefined",
+    "WithNote",
     "auroc_by_prevalence_figure",
     "calibration_figure",
     "figure_png",

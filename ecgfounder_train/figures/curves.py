@@ -48,9 +48,7 @@ def roc_figure(curves: Sequence[Curve]) -> Figure:
     with house_style():
         figure, axes = _square()
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=":", zorder=1)
-        axes.annotate(
-            "chance", (0.93, 0.9), color=MUTED, fontsize=7.5, ha="right", rotation=45, va="bottom"
-        )
+        axes.annotate("chance", (0.6, 0.54), color=MUTED, fontsize=7.5, ha="left", va="center")
         _draw_curves(axes, curves, step=False)
         axes.set(xlabel="1 - specificity", ylabel="sensitivity")
         return figure
@@ -110,7 +108,7 @@ def calibration_figure(labels: Sequence[CalibrationPoints]) -> Figure:
 
     Each panel has its own range. On a common 0 to 1 axis a label of 2 % prevalence is a dot.
     """
-    columns = min(max(len(labels), 1), 4)
+    columns = 4 if len(labels) > 6 else min(max(len(labels), 1), 3)
     rows = max(-(-len(labels) // columns), 1)
     with house_style():
         figure = new_figure(2.15 * columns + 0.3, 2.3 * rows + 0.2)
@@ -187,10 +185,11 @@ def auroc_by_prevalence_figure(
         if shown.any():
             axes.set_ylim(min(0.48, float(area[shown].min()) - 0.02), 1.01)
         named: list[float] = []
-        candidates = [i for i in np.argsort(area) if shown[i] and enough[i]][:12]
+        apart = 0.045 * np.diff(axes.get_ylim())[0]
+        candidates = [i for i in np.argsort(area) if shown[i] and enough[i]][:6]
         for index in candidates:
             # Names that would lie on one another are worse than none.
-            if len(named) == 5 or any(abs(area[index] - other) < 0.018 for other in named):
+            if len(named) == 3 or any(abs(area[index] - other) < apart for other in named):
                 continue
             named.append(float(area[index]))
             left = rate[index] > np.sqrt(rate[shown].min() * rate[shown].max())
@@ -203,7 +202,7 @@ def auroc_by_prevalence_figure(
                 fontsize=7,
                 color=INK,
             )
-        axes.legend(loc="lower right")
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
         return figure
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -32,8 +33,12 @@ _MARGIN_MM = 5.0
 _HEADER_MM, _FOOTER_MM = 13.0, 8.0
 _BOX_MM = 5.0
 # Room above and below a row's zero line, in whole boxes: at least the pulse and the lead's name,
-# at most what lets four rows stay on A4 landscape.
-_ABOVE_MM, _BELOW_MM = (15.0, 25.0), (10.0, 15.0)
+# more for tall beats as long as all rows stay on A4 landscape. Beyond that a beat runs into the
+# neighbouring row, as on any paper, but not off the sheet, where it would be cut.
+_ABOVE_MM, _BELOW_MM = 15.0, 10.0
+_LIMITS_MM = (50.0, 40.0, 35.0, 30.0, 25.0, 20.0, 15.0)
+_EDGE_LIMIT_MM = 60.0
+_SHEET_MM = 150.0
 
 Array = NDArray[np.float64]
 _Segment = tuple[str, Array, float]  # lead name, mV from the row's start on, start within the row
@@ -46,6 +51,7 @@ def strip_figure(
     title: str = "",
     subtitle: str = "",
     note: str = "",
+    mark: str = "Research use only",
 ) -> Figure:
     """Return an ECG on millimetre paper.
 
@@ -62,6 +68,7 @@ def strip_figure(
         title: Upper left, bold.
         subtitle: Below it.
         note: Upper right, such as the findings a model was surest of.
+        mark: Lower right, where a sheet says what it may be used for.
 
     Shape:
         signal: (num_leads, num_samples) in mV.
@@ -81,11 +88,11 @@ def strip_figure(
     rows = _twelve_lead_rows(by_name, fs) if _is_standard(by_name) else _plain_rows(by_name, fs)
     duration_s = leads.shape[1] / fs
     shown_s = duration_s if len(leads) == 1 else min(duration_s, MAX_ROW_S)
-    scale = f"{MM_PER_S:g} mm/s    {MM_PER_MV:g} mm/mV    {fs:g} Hz"
+    scale = f"{MM_PER_S:g} mm/s, {MM_PER_MV:g} mm/mV, {fs:g} Hz"
     if shown_s < duration_s - 1e-6:
-        scale += f"    first {shown_s:g} s of {duration_s:.3g} s"
+        scale += f"; first {shown_s:g} s of {duration_s:.3g} s"
     with house_style():
-        return _draw(rows, fs, title, subtitle, note, scale)
+        return _draw(rows, fs, (title, subtitle, note, scale, mark))
 
 
 def _centred(leads: Array) -> Array:
@@ -124,10 +131,9 @@ def _plain_rows(by_name: dict[str, Array], fs: float) -> list[list[_Segment]]:
     ]
 
 
-def _draw(
-    rows: list[list[_Segment]], fs: float, title: str, subtitle: str, note: str, scale: str
-) -> Figure:
-    rooms = [_room(row) for row in rows]
+def _draw(rows: list[list[_Segment]], fs: float, texts: tuple[str, str, str, str, str]) -> Figure:
+    title, subtitle, note, scale, mark = texts
+    rooms = _rooms(rows)
     paper_height = sum(above + below for above, below in rooms)
     duration_s = max(start + len(lead) / fs for row in rows for _, lead, start in row)
     # At least 100 mm, so that header and footer have room over a very short piece.
@@ -158,20 +164,27 @@ def _draw(
     axes.text(_MARGIN_MM, height - 8.0, subtitle, va="top", fontsize=8, color=MUTED)
     axes.text(right, height - 3.0, note, va="top", ha="right", fontsize=8.5, color=INK)
     axes.text(_MARGIN_MM, 3.0, scale, fontsize=8, color=INK)
-    axes.text(right, 3.0, "Research use only", ha="right", fontsize=8, color=MUTED)
+    axes.text(right, 3.0, mark, ha="right", fontsize=8, color=MUTED)
     return figure
 
 
-def _room(row: list[_Segment]) -> tuple[float, float]:
-    values = np.concatenate([lead for _, lead, _ in row])
-    values = values[np.isfinite(values)]
-    low, high = (values.min(), values.max()) if len(values) else (0.0, 0.0)
-    boxes = [math.ceil((extent * MM_PER_MV + 1) / _BOX_MM) * _BOX_MM for extent in (high, -low)]
-    above, below = (
-        min(max(box, least), most)
-        for box, (least, most) in zip(boxes, (_ABOVE_MM, _BELOW_MM), strict=True)
-    )
-    return above, below
+def _rooms(rows: list[list[_Segment]]) -> list[tuple[float, float]]:
+    above, below = [], []
+    for row in rows:
+        values = np.concatenate([lead for _, lead, _ in row])
+        values = values[np.isfinite(values)]
+        above.append(max(_whole_boxes(values.max(initial=0)), _ABOVE_MM))
+        below.append(max(_whole_boxes(-values.min(initial=0)), _BELOW_MM))
+    for limit in _LIMITS_MM:
+        tops, bottoms = [min(up, limit) for up in above], [min(down, limit) for down in below]
+        tops[0], bottoms[-1] = min(above[0], _EDGE_LIMIT_MM), min(below[-1], _EDGE_LIMIT_MM)
+        if sum(tops) + sum(bottoms) <= _SHEET_MM:
+            break
+    return list(zip(tops, bottoms, strict=True))
+
+
+def _whole_boxes(extent_mv: float) -> float:
+    return math.ceil((extent_mv * MM_PER_MV + 1) / _BOX_MM) * _BOX_MM
 
 
 def _grid(x: float, y: float, width: float, height: float, spacing: float) -> Path:
@@ -187,7 +200,7 @@ def _grid(x: float, y: float, width: float, height: float, spacing: float) -> Pa
 def _draw_row(
     axes: Axes, row: list[_Segment], fs: float, zero: float, room_above: float, clip: Rectangle
 ) -> None:
-    style = {"color": INK, "linewidth": 0.75, "solid_joinstyle": "round"}
+    style: dict[str, Any] = {"color": INK, "linewidth": 0.75, "solid_joinstyle": "round"}
     origin = _MARGIN_MM + _PULSE_MM
     pulse_x = np.array([0, 2, 2, 7, 7, 9]) + _MARGIN_MM + 0.5
     axes.plot(pulse_x, zero + MM_PER_MV * np.array([0, 0, 1, 1, 0, 0]), **style)

@@ -20,7 +20,7 @@ _STYLE = """
 :root { color-scheme: light; --ink: #222; --muted: #666; --line: #ddd; --accent: #0072b2; }
 * { box-sizing: border-box; }
 body { font: 16px/1.55 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; color: var(--ink);
-  background: #fff; margin: 0 auto; padding: 1.5rem 1.5rem 4rem; max-width: 62rem; }
+  background: #fff; margin: 0 auto; padding: 1.5rem 1.5rem 4rem; max-width: PAGE_WIDTH; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .2rem; }
 h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; padding-bottom: .25rem;
   border-bottom: 1px solid var(--line); }
@@ -32,7 +32,7 @@ a { color: var(--accent); }
 nav { font-size: .9rem; margin: .8rem 0 0; }
 nav a { margin-right: 1rem; white-space: nowrap; }
 .cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1rem 0; }
-.card { border: 1px solid var(--line); border-radius: 6px; padding: .6rem .9rem;
+.card { flex: 1 1 9rem; border: 1px solid var(--line); border-radius: 6px; padding: .6rem .9rem;
   min-width: 9.5rem; max-width: 15rem; }
 .card b { display: block; font-size: 1.55rem; line-height: 1.2;
   font-variant-numeric: tabular-nums; }
@@ -51,6 +51,7 @@ thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; backgro
 th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap;
   padding-left: .7rem; }
 tbody tr:hover { background: #f5f9fc; }
+table.sortable td:first-child { min-width: 18rem; }
 td small { color: var(--muted); }
 th button { all: unset; cursor: pointer; font-weight: 600; }
 th button:focus-visible { outline: 2px solid var(--accent); }
@@ -63,12 +64,14 @@ footer { margin-top: 3rem; font-size: .85rem; color: var(--muted);
   border-top: 1px solid var(--line); padding-top: .6rem; }
 @media print {
   @page { size: A4 PAGE_ORIENTATION; margin: 12mm; }
-  body { font-size: 10pt; max-width: none; padding: 0; }
+  body { font-size: 10pt; line-height: 1.4; max-width: none; padding: 0; }
   nav, .filter, .screen-only { display: none; }
   h2 { break-after: avoid; }
   figure, .card, tr { break-inside: avoid; }
   figure, .scroll { overflow: visible; }
-  thead { display: table-header-group; }
+  figure.true-scale { margin: 0; }
+  figure.true-scale:not(:last-of-type) { break-after: page; }
+  thead { display: table-header-group; break-inside: avoid; }
   th button::after { content: ""; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
@@ -116,7 +119,15 @@ class Undefined:
     reason: str
 
 
-Cell = str | int | float | None | Undefined
+@dataclass(frozen=True)
+class WithNote:
+    """Text with a remark below it in small print; the text alone sorts."""
+
+    text: str
+    note: str
+
+
+Cell = str | int | float | None | Undefined | WithNote
 
 
 class HtmlPage:
@@ -228,13 +239,8 @@ class HtmlPage:
         spoken = _quoted(description or caption)
         width = f"{figure.get_figwidth() * MM_PER_INCH:.2f}mm"
         if image == "svg":
-            svg = figure_svg(figure)
-            end = svg.index(">")
-            box = svg[svg.index("viewBox=") : end].split('"')[1]
-            drawing = (
-                f'<svg role="img" aria-label={spoken} viewBox="{box}" style="width:{width}"'
-                f"{svg[end:]}"
-            )
+            root = f'<svg role="img" aria-label={spoken} style="width:{width}"'
+            drawing = figure_svg(figure).replace("<svg", root, 1)
         else:
             data = base64.b64encode(figure_png(figure, _PNG_DPI)).decode()
             drawing = f'<img alt={spoken} style="width:{width}" src="data:image/png;base64,{data}">'
@@ -249,7 +255,8 @@ class HtmlPage:
             f'<a href="#s{number}">{escape(title)}</a>'
             for number, title in enumerate(self._sections, start=1)
         )
-        style = _STYLE.replace("PAGE_ORIENTATION", "landscape" if self.landscape else "portrait")
+        orientation, width = ("landscape", "72rem") if self.landscape else ("portrait", "64rem")
+        style = _STYLE.replace("PAGE_ORIENTATION", orientation).replace("PAGE_WIDTH", width)
         # The policy makes "works without network" a rule the browser enforces.
         policy = (
             "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
@@ -298,6 +305,9 @@ def _cell(value: Cell, column: Column) -> str:
         return f"<td{kind}>undefined{reason}</td>"
     if value is None:
         return f"<td{kind}></td>"
+    if isinstance(value, WithNote):
+        note = f"<br><small>{escape(value.note)}</small>"
+        return f"<td{kind} data-sort={_quoted(value.text)}>{escape(value.text)}{note}</td>"
     if isinstance(value, str) or column.number_format is None:
         return f"<td{kind} data-sort={_quoted(str(value))}>{escape(str(value))}</td>"
     # The full value sorts: what rounds to the same digits is not the same.

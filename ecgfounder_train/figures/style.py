@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -29,7 +30,7 @@ DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = (
 INK, MUTED, FAINT = "#222222", "#6b6b6b", "#dddddd"
 MM_PER_INCH = 25.4
 
-_STYLE = {
+_STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9.0,
@@ -84,13 +85,18 @@ def figure_svg(figure: Figure) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)
-    text = re.sub(r' xmlns(?::\w+)?="[^"]*"', "", text)
+    # On the root instead of in a style sheet, which would rule the whole page.
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", text, count=1, flags=re.S)
+    box = re.search(r'viewBox="[^"]*"', text)
+    assert box is not None
+    root = f'<svg {box[0]} stroke-linejoin="round" stroke-linecap="butt">'
+    text = root + text[text.index(">") + 1 :]
     text = re.sub(r' d="[^"]*"', _shorten, text)
     return text.strip()
 
 
 def _shorten(path_data: re.Match[str]) -> str:
-    return re.sub(r"(\.\d\d)\d+", r"\1", " ".join(path_data[0].split()))
+    return " " + re.sub(r"(\.\d\d)\d+", r"\1", " ".join(path_data[0].split()))
 
 
 def figure_png(figure: Figure, dpi: int = 160) -> bytes:

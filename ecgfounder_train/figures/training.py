@@ -13,13 +13,13 @@ from ecgfounder_train.figures.style import PALETTE, house_style, light_grid, new
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]  # x, y without gaps
 
 _POINTS = 600
+_EXACT = {"lr"}  # has no noise to smooth, but corners to keep
 
 
 @dataclass(frozen=True)
 class _Panel:
     title: str
     lines: tuple[tuple[str, str, str], ...]  # series, legend, colour
-    log: bool = False
 
 
 _PANELS = (
@@ -52,7 +52,8 @@ def training_figure(series: Mapping[str, Series], x_label: str = "samples seen")
             light_grid(axes)
             for name, legend, colour in panel.lines:
                 if name in series:
-                    _draw(axes, *series[name], legend=legend, colour=colour)
+                    smooth = name not in _EXACT
+                    _draw(axes, *series[name], legend=legend, colour=colour, smooth=smooth)
             if any(legend and name in series for name, legend, _ in panel.lines):
                 axes.legend(loc="best")
             if index >= len(panels) - 2:
@@ -65,22 +66,28 @@ def training_figure(series: Mapping[str, Series], x_label: str = "samples seen")
 
 
 def _draw(
-    axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], legend: str, colour: str
+    axes: Axes,
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    legend: str,
+    colour: str,
+    smooth: bool,
 ) -> None:
     if len(x) <= 60:
         # Few points are measurements one wants to see as such (an epoch's validation).
         axes.plot(x, y, color=colour, marker="o", markersize=3, linewidth=1.3, label=legend)
         return
-    window = max(len(x) // 50, 3)
-    kernel = np.ones(window)
-    counts = np.convolve(np.ones(len(y)), kernel, mode="same")
-    smooth = np.convolve(y, kernel, mode="same") / counts
     keep = np.unique(np.linspace(0, len(x) - 1, _POINTS).round().astype(int))
-    axes.plot(x[keep], y[keep], color=colour, linewidth=0.6, alpha=0.3)
-    axes.plot(x[keep], smooth[keep], color=colour, linewidth=1.5, label=legend)
+    line = y
+    if smooth:
+        axes.plot(x[keep], y[keep], color=colour, linewidth=0.6, alpha=0.3)
+        kernel = np.ones(max(len(x) // 50, 3))
+        counts = np.convolve(np.ones(len(y)), kernel, mode="same")
+        line = np.convolve(y, kernel, mode="same") / counts
+    axes.plot(x[keep], line[keep], color=colour, linewidth=1.5, label=legend)
 
 
-def _compact(value: float, _: int) -> str:
+def _compact(value: float, _: float) -> str:
     for factor, unit in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= factor:
             return f"{value / factor:g}{unit}"

@@ -26,17 +26,21 @@ class OperatingPoints:
     @property
     def sensitivity(self) -> Float:
         """True-positive rate (recall) at each threshold."""
-        return self.true_positives / self.true_positives[-1]
+        rate: Float = self.true_positives / self.true_positives[-1]
+        return rate
 
     @property
     def false_positive_rate(self) -> Float:
         """One minus the specificity at each threshold."""
-        return self.false_positives / self.false_positives[-1]
+        rate: Float = self.false_positives / self.false_positives[-1]
+        return rate
 
     @property
     def precision(self) -> Float:
         """Positive predictive value at each threshold but the first, where it is undefined."""
-        return self.true_positives[1:] / (self.true_positives[1:] + self.false_positives[1:])
+        found = self.true_positives[1:]
+        value: Float = found / (found + self.false_positives[1:])
+        return value
 
 
 def operating_points(
