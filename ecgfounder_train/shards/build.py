@@ -156,7 +156,7 @@ def build_shards(
         totals=Totals(len(catalog), 0, piles.unlabelled, {}, 0),
         package_version=__version__,
     )
-    _make_folders(folder, private / _UNITS_FOLDER)
+    _make_folders(folder, private, private / _UNITS_FOLDER)
     with _only_build(private):
         catalog_digest = fingerprint([[shard.digest for shard in planned], piles.sites])
         settings = {**_settings(draft), "catalog": catalog_digest, "format_version": FORMAT_VERSION}
@@ -233,13 +233,13 @@ def _finish(
     return manifest
 
 
-def _make_folders(*folders: Path) -> None:
-    for folder in folders:
+def _make_folders(folder: Path, private: Path, units: Path) -> None:
+    for path, mode in ((folder, 0o777), (private, 0o700), (units, 0o700)):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=mode, parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"Cannot make the folder {folder}: {error.strerror}. Choose another shards= folder."
+                f"Cannot make the folder {path}: {error.strerror}. Choose another shards= folder."
             ) from error
 
 

@@ -6,6 +6,7 @@ size, so that each lies on its natural boundary.
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +28,7 @@ SEXES = ("", "F", "M")
 _PROBE_BYTES = 1 << 16
 
 
+@lru_cache(maxsize=16)
 def index_dtype(num_labels: int) -> np.dtype[np.void]:
     """Return the dtype of an index row.
 

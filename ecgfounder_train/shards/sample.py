@@ -153,14 +153,14 @@ class SampleLayout:
             UserError: The facts do not fit (a very long site name).
         """
         payloads = [sample.ecg, sample.stats, sample.labels]
-        pieces: list[bytes] = []
+        pieces: list[bytes | memoryview] = []
         for part, array in zip(self.parts, payloads, strict=False):
             data = np.ascontiguousarray(array, dtype=part.dtype)
             assert data.shape == part.shape, f"{part.suffix}: {data.shape} is not {part.shape}"
             pieces += [
                 tar_header(sample.name + part.suffix, part.member_bytes),
                 npy_header(part.dtype, part.shape),
-                data.tobytes(),
+                data.data,
                 bytes(-part.member_bytes % TAR_BLOCK_BYTES),
             ]
         pieces += [tar_header(sample.name + ".json", SAMPLE_JSON_BYTES), _encode_facts(sample)]
