@@ -179,7 +179,8 @@ def auroc_by_prevalence_figure(
             linewidths=0,
             label=f"at least {min_positives} positives",
         )
-        axes.set_xscale("log")
+        if shown.any():
+            axes.set_xscale("log")
         axes.set(xlabel="prevalence in % (log scale)", ylabel="AUROC")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         if shown.any():
@@ -243,7 +244,8 @@ def prevalence_figure(
             figure = new_figure(7.2, 3.0)
             axes = figure.add_subplot()
             axes.bar(np.arange(1, len(order) + 1), percent, color=colours, width=0.8)
-            axes.set_yscale("log")
+            if percent.any():
+                axes.set_yscale("log")
             axes.set(xlabel="label, by rank", ylabel="prevalence in % (log scale)")
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.yaxis.grid(True, color=FAINT, linewidth=0.6)

@@ -28,7 +28,7 @@ def scored_labels(draw):
     return scores.astype(dtype), targets, observed
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(scored_labels())
 def test_both_metrics_equal_scikit_learn_to_1e_12(case):
     scores, targets, observed = case
