@@ -5,7 +5,7 @@ by name, missing samples, resampling and filters in the profile's order, windows
 second half, `LoadNormalisation`, happens at every load and can be changed without rewriting a
 shard; `normalise` is its numpy reference.
 
-Source: shared/reference ECGFOUNDER, "four regimes in print"; per profile in configs/signal/.
+Source: per profile and key in configs/signal/ (arXiv 2410.04133, PKUDigitalHealth/ECGFounder).
 """
 
 import math
@@ -252,7 +252,7 @@ class SignalProfile:
             elif stage == "window":
                 parts = self._cut(ecg)
             elif stage == "statistics":
-                if parts is None:
+                if parts is None:  # after the windows: each its own, below
                     stats = _moments(ecg)
             else:
                 ecg = _filter(ecg, fs, stage, options)
