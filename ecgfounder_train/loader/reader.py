@@ -71,9 +71,8 @@ class SampleReader:
         got = os.preadv(descriptor, [ecg, self._gap, stats], offset + self._start)
         if got != self._span:
             raise UserError(self._damaged(shard, offset, "ends too early"))
-        if self.checksum:
-            if signal_checksum(ecg, stats) != int(entry["xxh3"]):
-                raise UserError(self._damaged(shard, offset, "does not match its checksum"))
+        if self.checksum and signal_checksum(ecg, stats) != int(entry["xxh3"]):
+            raise UserError(self._damaged(shard, offset, "does not match its checksum"))
 
     def _descriptor(self, shard: int) -> int:
         if shard not in self._descriptors:

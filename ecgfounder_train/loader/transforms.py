@@ -202,7 +202,8 @@ def normalise_on_device(
             # Pooled moments: variance within leads plus variance of the leads' means.
             std = (std.square() + (mean - joint).square()).mean(1, keepdim=True).sqrt()
             mean = joint
-        signal = (signal - mean[..., None]) / (std[..., None] + how.eps)
+        centred = signal - mean[..., None] if how.centre else signal
+        signal = centred / (std[..., None] + how.eps)
     if how.clip is not None:
         signal = signal.clamp(-how.clip, how.clip)
     return signal * valid[:, None]

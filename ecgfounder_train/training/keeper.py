@@ -15,7 +15,7 @@ from ecgfounder_train.core.progress import ProgressMeter
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.core.settings import parse_settings
 from ecgfounder_train.loader.epoch_plan import Position
-from ecgfounder_train.training.checkpoint import (
+from ecgfounder_train.models.checkpoint import (
     FORMAT_VERSION,
     CheckpointFolder,
     load_checkpoint,

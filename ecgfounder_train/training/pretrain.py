@@ -18,7 +18,7 @@ from ecgfounder_train.losses import create_loss
 from ecgfounder_train.models import create_model
 from ecgfounder_train.records import SignalProfile
 from ecgfounder_train.shards import ShardSet
-from ecgfounder_train.training.checkpoint import newest_whole
+from ecgfounder_train.models.checkpoint import newest_whole
 from ecgfounder_train.training.ema import WeightAverage
 from ecgfounder_train.training.keeper import CheckpointSettings, RunFacts, RunKeeper
 from ecgfounder_train.training.loggers import create_loggers

@@ -97,7 +97,7 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
 
 
 def newest_whole(run: RunDirectory) -> Path | None:
-    """Return the newest checkpoint of a run that is undamaged; damaged ones are named and skipped."""
+    """Return a run's newest undamaged checkpoint; damaged ones are named and skipped."""
     for path in sorted(run.checkpoints.glob(_STEP_PATTERN), reverse=True):
         reason = damage(path)
         if reason is None:

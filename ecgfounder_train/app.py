@@ -1,0 +1,208 @@
+"""What every script shares: a config from the command line, a manual page, errors, exit codes.
+
+`run("pretrain", main)` composes `configs/pretrain.yaml` with the overrides given, checks them, and
+calls `main(config)` with plain containers. The only module of the package that imports hydra.
+
+A single run is composed in this process rather than by `hydra.main`: the run directory comes from
+the run's name, not from Hydra, a mistyped command leaves no folder behind, and Lightning starts
+further ranks with the very same command line. Anything that is Hydra's own (`--multirun`,
+`--cfg job`, `--info`, ...) goes to `hydra.main` unchanged.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ecgfounder_train.core.errors import RejectedRecordError, UserError, did_you_mean
+from ecgfounder_train.core.ranks import is_rank_zero
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+INTERRUPTED = 130
+
+Task = Callable[[dict[str, Any]], int | None]
+
+
+def run(verb: str, task: Task) -> NoReturn:
+    """Run a script's task with the config its command line asks for, and exit.
+
+    Exit status: 0 done, 1 a mistake that the message explains, 130 interrupted.
+    """
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & set(arguments):
+        print(manual_page(verb))
+        sys.exit(0)
+    if any(argument.startswith("-") for argument in arguments):
+        _run_under_hydra(verb, task)
+    sys.exit(_guarded(lambda: task(_to_plain(compose_config(verb, arguments)))))
+
+
+def compose_config(verb: str, overrides: list[str]) -> DictConfig:
+    """Return `configs/<verb>.yaml` with the overrides applied.
+
+    Raises:
+        UserError: A key, group or choice is unknown (with the nearest valid names), a value cannot
+            be parsed, or a required key has no value.
+    """
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        _check_overrides(verb, overrides)
+        try:
+            config = compose(verb, overrides)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(_first_line(error)) from error
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        needed = " ".join(f"{key}=..." for key in missing)
+        raise UserError(f"scripts/{verb}.py needs {needed}. See: python scripts/{verb}.py --help")
+    return config
+
+
+def manual_page(verb: str) -> str:
+    """Return the manual page of a script, made from the comments of its config files."""
+    lines = (CONFIGS / f"{verb}.yaml").read_text().splitlines()
+    header = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        header.append(line.removeprefix("#").removeprefix(" "))
+    keys, groups = [], []
+    for key, value, comment in _commented_keys(lines):
+        if key.startswith("hydra"):
+            continue
+        keys.append(f"    {f'{key}={value}':<44} {comment}".rstrip())
+    for group, chosen in _group_defaults(lines):
+        choices = ", ".join(_choices(group))
+        groups.append(f"    {f'{group}={chosen}':<44} one of: {choices}")
+        for key, value, comment in _commented_keys(_group_file(group, chosen)):
+            groups.append(f"        {f'{group}.{key}={value}':<40} {comment}".rstrip())
+    parts = [*header, "", "KEYS (key=value; ??? must be given)", *keys]
+    if groups:
+        parts += ["", "GROUPS (the default choice and its keys)", *groups]
+    return "\n".join(parts)
+
+
+def _run_under_hydra(verb: str, task: Task) -> NoReturn:
+    def job(config: DictConfig) -> int:
+        return _guarded(lambda: task(_to_plain(config)))
+
+    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(job)()
+    sys.exit(0)
+
+
+def _guarded(action: Callable[[], int | None]) -> int:
+    try:
+        return action() or 0
+    except (UserError, RejectedRecordError) as error:
+        if is_rank_zero():
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    except KeyboardInterrupt as error:
+        print(f"interrupted. {error or 'Run the same command again.'}", file=sys.stderr, flush=True)
+        return INTERRUPTED
+
+
+def _to_plain(config: DictConfig) -> dict[str, Any]:
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(_first_line(error)) from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _check_overrides(verb: str, overrides: list[str]) -> None:
+    """Raise with the nearest valid names where Hydra would only say what it could not do."""
+    groups = sorted({path.parent.name for path in CONFIGS.glob("*/*.yaml")})
+    chosen, keyed = [], []
+    for override in overrides:
+        try:
+            parsed = OverridesParser.create().parse_override(override)
+        except HydraException as error:
+            raise UserError(
+                f"Cannot read {override!r}; overrides look like key=value. Quote a value with "
+                f"special characters twice: '{override.split('=')[0]}=\"...\"'. "
+                f"({_first_line(error)})"
+            ) from error
+        key = str(parsed.key_or_group)
+        if key in groups and parsed.package is None and "." not in key:
+            _check_choice(key, parsed.value())
+            chosen.append(override)
+        elif not (parsed.is_add() or parsed.is_force_add()):
+            keyed.append((key, override))
+    try:
+        base = compose(verb, chosen)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_first_line(error)) from error
+    known = set(_dotted_keys(base))
+    for key, override in keyed:
+        if key not in known:
+            hint = did_you_mean(key, known | (set(groups) & set(base)))
+            raise UserError(f"There is no key {key!r} (in {override!r}).{hint}")
+
+
+def _check_choice(group: str, value: Any) -> None:
+    names = value if isinstance(value, list) else [value]
+    choices = _choices(group)
+    for name in names:
+        if name is not None and str(name) not in choices:
+            raise UserError(f"There is no {group}={name}." + did_you_mean(str(name), choices))
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def _dotted_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in config:
+        yield f"{prefix}{key}"
+        if not OmegaConf.is_missing(config, key) and isinstance(config._get_node(key), DictConfig):
+            yield from _dotted_keys(config[key], f"{prefix}{key}.")
+
+
+_KEY_LINE = re.compile(
+    r"^(?P<indent> *)(?P<key>[A-Za-z_]\w*):(?: +(?P<value>[^#]*?))?(?: +# *(?P<comment>.*))?$"
+)
+
+
+def _commented_keys(lines: list[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield dotted key, default and comment of each leaf of a YAML file."""
+    parents: list[tuple[int, str]] = []
+    for line in lines:
+        match = _KEY_LINE.match(line)
+        if match is None:
+            continue
+        indent = len(match["indent"])
+        parents = [item for item in parents if item[0] < indent]
+        name = ".".join([*(parent for _, parent in parents), match["key"]])
+        value = (match["value"] or "").strip()
+        if name.split(".")[0] == "defaults":
+            continue
+        if value:
+            yield name, value, match["comment"] or ""
+        else:
+            parents.append((indent, match["key"]))
+
+
+def _group_defaults(lines: list[str]) -> Iterator[tuple[str, str]]:
+    for line in lines:
+        match = re.match(r"^  - (?:override )?(?P<group>\w+): (?P<choice>\w+|\?\?\?)", line)
+        if match and (CONFIGS / match["group"]).is_dir() and match["group"] != "hydra":
+            yield match["group"], match["choice"]
+
+
+def _group_file(group: str, choice: str) -> list[str]:
+    path = CONFIGS / group / f"{choice}.yaml"
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

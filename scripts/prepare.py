@@ -1,0 +1,49 @@
+"""Turn an archive of WFDB records into shards to train on. See --help."""
+
+from pathlib import Path
+from typing import Any
+
+from ecgfounder_train import app
+
+
+def main(config: dict[str, Any]) -> None:
+    """Build or complete the catalog and the shards of a source."""
+    from ecgfounder_train.catalog import build_catalog, write_catalog
+    from ecgfounder_train.core.pseudonyms import load_or_create_secret
+    from ecgfounder_train.labels import Vocabulary
+    from ecgfounder_train.records import SignalProfile
+    from ecgfounder_train.records.sources import open_source
+    from ecgfounder_train.shards import BuildOptions, build_shards
+    from ecgfounder_train.splits import PatientSplit
+
+    # Settings first: a typo must not cost the reading of ten million rows.
+    profile = SignalProfile.from_config(config["signal"])
+    vocabulary = Vocabulary.from_config(config["labels"])
+    split = PatientSplit.from_config(config["split"])
+    options = BuildOptions.from_config(config["build"])
+    source = open_source(config["source"])
+    private, name = Path(config["private"]), str(config["source"]["name"])
+    print(f"Reading the tables of {name} ...", flush=True)
+    table = source.read()
+    secret = load_or_create_secret(config["secret"])
+    catalog = build_catalog(table, vocabulary, secret, split, source_name=name)
+    write_catalog(private / "catalog.parquet", catalog)
+    print(f"Catalog: {catalog.frame.height:,} records found.", flush=True)
+    manifest = build_shards(
+        catalog.frame,
+        config["shards"],
+        root=table.root,
+        profile=profile,
+        vocabulary=vocabulary,
+        split=split,
+        secret=secret,
+        source_name=name,
+        options=options,
+        private=private,
+    )
+    print(f"{manifest.totals.in_words()} Rejects: {private / 'rejects.csv'}")
+    print(f"Next: python scripts/pretrain.py shards={config['shards']} run=NAME")
+
+
+if __name__ == "__main__":
+    app.run("prepare", main)
