@@ -53,11 +53,11 @@ th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; wh
 tbody tr:hover { background: #f5f9fc; }
 table.sortable td:first-child { min-width: 18rem; }
 td small { color: var(--muted); }
-th button { all: unset; cursor: pointer; font-weight: 600; }
-th button:focus-visible { outline: 2px solid var(--accent); }
-th button::after { content: " \\2195"; color: #aaa; }
-th[aria-sort=ascending] button::after { content: " \\2191"; color: var(--accent); }
-th[aria-sort=descending] button::after { content: " \\2193"; color: var(--accent); }
+th span { cursor: pointer; font-weight: 600; }
+th span:focus-visible { outline: 2px solid var(--accent); }
+th span::after { content: " \\2195"; color: #aaa; }
+th[aria-sort=ascending] span::after { content: " \\2191"; color: var(--accent); }
+th[aria-sort=descending] span::after { content: " \\2193"; color: var(--accent); }
 .filter { font: inherit; font-size: .9rem; padding: .25rem .5rem; width: 18rem; max-width: 100%;
   border: 1px solid #bbb; border-radius: 4px; }
 footer { margin-top: 3rem; font-size: .85rem; color: var(--muted);
@@ -72,7 +72,7 @@ footer { margin-top: 3rem; font-size: .85rem; color: var(--muted);
   figure.true-scale { margin: 0; }
   figure.true-scale:not(:last-of-type) { break-after: page; }
   thead { display: table-header-group; break-inside: avoid; }
-  th button::after { content: ""; }
+  th span::after { content: ""; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """
@@ -81,19 +81,23 @@ footer { margin-top: 3rem; font-size: .85rem; color: var(--muted);
 _SCRIPT = """
 document.querySelectorAll("table.sortable").forEach(table => {
   const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
-  heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
-    const down = head.getAttribute("aria-sort") === "ascending" ||
-      (!head.hasAttribute("aria-sort") && head.classList.contains("number"));
-    heads.forEach(other => other.removeAttribute("aria-sort"));
-    head.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const key = row => row.cells[column].dataset.sort, number = head.classList.contains("number");
-    const rows = [...body.rows].sort((a, b) => {
-      const x = key(a), y = key(b);
-      if (x === undefined || y === undefined) return (x === undefined) - (y === undefined);
-      return (down ? -1 : 1) * (number ? x - y : x.localeCompare(y));
+  heads.forEach((head, column) => {
+    const sorter = head.querySelector("span");
+    sorter.addEventListener("keydown", event => { if (event.key === "Enter") sorter.click(); });
+    sorter.addEventListener("click", () => {
+      const down = head.getAttribute("aria-sort") === "ascending" ||
+        (!head.hasAttribute("aria-sort") && head.classList.contains("number"));
+      heads.forEach(other => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const key = row => row.cells[column].dataset.sort, number = head.classList.contains("number");
+      const rows = [...body.rows].sort((a, b) => {
+        const x = key(a), y = key(b);
+        if (x === undefined || y === undefined) return (x === undefined) - (y === undefined);
+        return (down ? -1 : 1) * (number ? x - y : x.localeCompare(y));
+      });
+      body.append(...rows);
     });
-    body.append(...rows);
-  }));
+  });
 });
 document.querySelectorAll("input.filter").forEach(input => input.addEventListener("input", () => {
   const wanted = input.value.toLowerCase();
@@ -199,7 +203,8 @@ class HtmlPage:
         heads = "".join(
             f'<th scope="col"{" class=number" if column.number_format is not None else ""}'
             f"{f' title={_quoted(column.hint)}' if column.hint else ''}>"
-            f"<button>{escape(column.title)}</button></th>"
+            # No <button>: Chromium leaves it blank in the heads it repeats on every printed page.
+            f'<span role="button" tabindex="0">{escape(column.title)}</span></th>'
             for column in columns
         )
         lines = []
