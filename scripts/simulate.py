@@ -12,7 +12,11 @@ def main(config: dict[str, Any]) -> None:
 
     with ProgressMeter("simulating", int(config["num_patients"]), "patients") as meter:
         summary = write_archive(config, lambda done, total: meter.update(done))
-    print(summary.in_words())
+    print(
+        f"{summary.num_records:,} recordings of {summary.num_patients:,} patients in "
+        f"{summary.root}, {summary.num_bad:,} of them bad on purpose."
+    )
+    print(f"Next: python scripts/prepare.py source=heedb source.root={summary.root} shards=DIR")
 
 
 if __name__ == "__main__":

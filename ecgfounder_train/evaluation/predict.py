@@ -151,7 +151,8 @@ def find_records(pattern: str) -> list[Path]:
     if path.is_dir():
         found = {item.with_suffix("") for item in path.rglob("*.hea")}
     elif any(mark in pattern for mark in "*?["):
-        found = {Path(item) for item in glob.glob(pattern, recursive=True)}
+        # Path.glob takes no absolute pattern.
+        found = {Path(item) for item in glob.glob(pattern, recursive=True)}  # noqa: PTH207
         # All files of a folder match `*`; a record is what has a header, or claims to be one.
         found = {p.with_suffix("") for p in found if p.suffix in WFDB_SUFFIXES}
     else:

@@ -242,6 +242,8 @@ def _axis_deg(rng: np.random.Generator, findings: Findings, anatomy: Anatomy) ->
     for flag, (low, high) in _AXES_DEG.items():
         if flag in findings.flags:
             return float(rng.uniform(low, high))
+    if findings.flags & _LVH:  # The heart lies more across.
+        return max(anatomy.axis_deg - 20.0, -24.0)
     if findings.flags.isdisjoint(INFARCTS):
         return anatomy.axis_deg
     return None
@@ -280,7 +282,7 @@ def _conducted(rng: np.random.Generator, findings: Findings, anatomy: Anatomy) -
         qrs[0, 3:] = [0.25, -0.25, -0.2]
 
     if flags & _LVH:  # The wall is thicker at the back left; the size itself is set at the end.
-        qrs[2, 5] *= 1.15
+        qrs[2, 5] *= 1.5
     if "rvh" in flags:
         qrs = np.vstack([qrs, [0.012, 0.012, 0.014, -0.55, 0.1, -1.9]])
         t = t + np.array([0.0, 0.0, 0.35])
@@ -358,7 +360,7 @@ def _voltage_correction(
     if "low_voltage" in flags:
         return float(rng.uniform(0.30, 0.44)) / limb_mv
     if flags & {"lvh", "lvh_strain"}:
-        return float(rng.uniform(3.9, 5.2)) / sokolow_mv
+        return min(float(rng.uniform(3.9, 5.0)) / sokolow_mv, 3.4 / limb_mv)
     if "lvh_voltage" in flags:
         return float(rng.uniform(3.6, 4.3)) / sokolow_mv
     if flags & {"lbbb", "wpw", "rvh"}:

@@ -16,9 +16,9 @@ from ecgfounder_train.loader.datamodule import ShardDataModule
 from ecgfounder_train.loader.transforms import Augmentation, BatchTransform
 from ecgfounder_train.losses import create_loss
 from ecgfounder_train.models import create_model
+from ecgfounder_train.models.checkpoint import newest_whole
 from ecgfounder_train.records import SignalProfile
 from ecgfounder_train.shards import ShardSet
-from ecgfounder_train.models.checkpoint import newest_whole
 from ecgfounder_train.training.ema import WeightAverage
 from ecgfounder_train.training.keeper import CheckpointSettings, RunFacts, RunKeeper
 from ecgfounder_train.training.loggers import create_loggers

@@ -258,9 +258,10 @@ def test_truncated_or_damaged_files_are_made_anew(archive: Archive, shards: Path
         assert content(shards) == before, name
 
 
-def test_damaged_unit_records_are_not_trusted(archive: Archive, shards: Path) -> None:
+@pytest.mark.parametrize("kind", ["*.json", "*.index.npy"])
+def test_damaged_unit_records_are_not_trusted(archive: Archive, shards: Path, kind: str) -> None:
     before = content(shards)
-    for path in Path(f"{shards}.private/units").iterdir():
+    for path in Path(f"{shards}.private/units").glob(kind):
         path.write_bytes(path.read_bytes()[:-9])
     shard_archive.build(archive.catalog, archive.root, shards)
     assert content(shards) == before

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
+import shard_archive
 from conftest import Archive
 
 from ecgfounder_train.core.errors import UserError
@@ -178,6 +180,16 @@ def test_damage_is_found_and_named(
     elif error:
         with pytest.raises(UserError, match=error):
             ShardSet.open(shards)
+
+
+def test_patient_in_two_splits_is_found(archive: Archive, tmp_path: Path) -> None:
+    one = archive.catalog["patient_key"][10]
+    leaking = archive.catalog.with_columns(patient_key=pl.lit(one))
+    shard_archive.build(leaking, archive.root, tmp_path / "shards")
+    report = verify(tmp_path / "shards")
+    assert [message for _, message in report.findings] == [
+        "1 patients have samples in more than one split"
+    ]
 
 
 def test_reading_a_changed_sample_is_an_error(shards: Path) -> None:
