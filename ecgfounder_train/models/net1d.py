@@ -326,9 +326,9 @@ def _scaled(*widths: int) -> Net1DConfig:
 MODEL_TABLE: dict[str, Net1DConfig] = {
     "net1d_1m": _scaled(16, 32, 32, 64, 64, 160, 160),
     "net1d_2m": _scaled(16, 32, 32, 80, 80, 256, 256),
-    # For 1,000 samples (10 s at 100 Hz): seven halvings after the stem would leave 4 positions, five
-    # leave 16, and the early, long stages that cost most of the time are narrow. BatchNorm, as it
-    # trains from scratch on a small data set much faster with it.
+    # For 1,000 samples (10 s at 100 Hz): seven halvings after the stem would leave 4 positions,
+    # five leave 16, and the early, long stages that cost most of the time are narrow. BatchNorm,
+    # as a small data set from scratch needs far fewer epochs with it.
     "net1d_3m_100hz": Net1DConfig(
         widths=(32, 64, 128, 256, 512), depths=(2, 2, 2, 2, 2), base_filters=32, norm="batch"
     ),
