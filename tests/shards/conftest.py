@@ -3,22 +3,13 @@
 import shutil
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
-import polars as pl
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import shard_archive
-
-
-class Archive(NamedTuple):
-    """Where the records are, their catalog, and the shards an undisturbed build made."""
-
-    root: Path
-    catalog: pl.DataFrame
-    shards: Path
+from shard_archive import Archive
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import resource
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -23,6 +23,14 @@ SPLIT = PatientSplit()
 FS = 100.0
 STEM = "4711{:05d}_20190317"
 """Native ids as HEEDB has them: patient id and date."""
+
+
+class Archive(NamedTuple):
+    """Where the records are, their catalog, and the shards an undisturbed build made."""
+
+    root: Path
+    catalog: pl.DataFrame
+    shards: Path
 
 
 def profile(**changes: Any) -> SignalProfile:

@@ -18,7 +18,7 @@ import pytest
 import shard_archive
 import webdataset
 import yaml
-from conftest import Archive
+from shard_archive import Archive
 
 from ecgfounder_train.catalog import build_catalog
 from ecgfounder_train.core.errors import RejectReason, UserError

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 import shard_archive
-from conftest import Archive
+from shard_archive import Archive
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.shards import ShardSet, verify
