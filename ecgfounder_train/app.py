@@ -161,8 +161,8 @@ def _choices(group: str) -> list[str]:
 
 
 def _dotted_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in config:
-        yield f"{prefix}{key}"
+    for key in map(str, config):
+        yield prefix + key
         if not OmegaConf.is_missing(config, key) and isinstance(config._get_node(key), DictConfig):
             yield from _dotted_keys(config[key], f"{prefix}{key}.")
 

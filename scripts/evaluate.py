@@ -39,6 +39,7 @@ def main(config: dict[str, Any]) -> None:
             **{f"version of {name}": value for name, value in trained.versions.items()},
         },
         notes=label_notes(Vocabulary.load(name)) if name in vocabulary_names() else None,
+        groups=dict(zip(trained.labels, shards.manifest.vocabulary["groups"], strict=True)),
     )
     print(f"Report: {report}")
 

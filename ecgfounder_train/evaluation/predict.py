@@ -227,8 +227,8 @@ def _window_arrays(profiled: ProfiledRecord) -> Iterator[dict[str, npt.NDArray[A
         yield {
             "ecg": window.ecg,
             "stats": window.stats,
-            "valid_start": np.int64(window.valid_start),
-            "valid_num_samples": np.int64(window.valid_num_samples),
+            "valid_start": np.asarray(window.valid_start),
+            "valid_num_samples": np.asarray(window.valid_num_samples),
         }
 
 

@@ -21,6 +21,7 @@ from ecgfounder_train.evaluation.tables import (
 from ecgfounder_train.evaluation.training_log import read_training_log
 from ecgfounder_train.figures import (
     CalibrationPoints,
+    Cell,
     Column,
     Curve,
     HtmlPage,
@@ -51,6 +52,7 @@ def write_report(
     title: str = "",
     provenance: Mapping[str, str] | None = None,
     notes: Mapping[str, str] | None = None,
+    groups: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the report and, beside it, the label table under the same name with `.csv`.
 
@@ -61,12 +63,13 @@ def write_report(
         title: Heading; made from the run's name when empty.
         provenance: Rows of the provenance table beyond those the predictions know.
         notes: Remarks per label, from `label_notes`.
+        groups: Group per label, as the vocabulary has them; several groups get means of their own.
 
     Raises:
         UserError: A counted logit is NaN, or the folder cannot be written.
     """
     path = Path(path)
-    table = label_table(predictions, notes)
+    table = label_table(predictions, notes, groups)
     summary = summarise(table)
     csv_path = write_label_csv(path.with_suffix(".csv"), table)
     page = HtmlPage(
@@ -122,7 +125,38 @@ def _add_summary(
         ]
     )
     page.paragraph(_in_words(table, summary))
+    _add_groups(page, table)
     page.bullets(_cautions(predictions, table))
+
+
+def _add_groups(page: HtmlPage, table: pl.DataFrame) -> None:
+    """Add the means of each group of labels, where the vocabulary has several."""
+    groups = table.drop_nulls("group").partition_by("group", maintain_order=True)
+    if len(groups) < 2:
+        return
+    rows: list[list[Cell]] = []
+    for part in groups:
+        means = summarise(part)
+        rows.append(
+            [part["group"][0], part.height]
+            + [
+                Undefined("no label with positives and negatives")
+                if np.isnan(mean.value)
+                else mean.value
+                for mean in (means.auroc, means.auroc_enough, means.auprc)
+            ]
+        )
+    page.table(
+        [
+            Column("group of labels"),
+            Column("labels", ",.0f"),
+            Column("macro AUROC", ".3f"),
+            Column(f"macro AUROC, {MIN_POSITIVES}+ positives", ".3f"),
+            Column("macro average precision", ".3f"),
+        ],
+        rows,
+        "Means by group of the vocabulary.",
+    )
 
 
 def _in_words(table: pl.DataFrame, summary: Summary) -> str:

@@ -15,15 +15,21 @@ MIN_POSITIVES = 10
 """Below this many positives an AUROC is mostly chance: its standard error exceeds 0.05."""
 
 
-def label_table(predictions: Predictions, notes: Mapping[str, str] | None = None) -> pl.DataFrame:
+def label_table(
+    predictions: Predictions,
+    notes: Mapping[str, str] | None = None,
+    groups: Mapping[str, str] | None = None,
+) -> pl.DataFrame:
     """Return one row per label, in the vocabulary's order.
 
-    Columns: `label, num_positives, num_observed, prevalence, auroc, auprc, undefined_reason, note`.
+    Columns: `label, num_positives, num_observed, prevalence, auroc, auprc, undefined_reason, group,
+    note`.
     `auroc` and `auprc` are NaN where undefined, and `undefined_reason` then says why (else null).
 
     Args:
         predictions: Rows are windows: a record of several windows counts as often.
         notes: What to know about a label before its number is believed; see `label_notes`.
+        groups: The vocabulary's group of each label.
 
     Raises:
         UserError: A counted logit is NaN.
@@ -32,7 +38,7 @@ def label_table(predictions: Predictions, notes: Mapping[str, str] | None = None
         predictions.logits, predictions.targets, predictions.observed, predictions.labels
     )
     positives, observed = pl.col("num_positives"), pl.col("num_observed")
-    notes = notes or {}
+    notes, groups = notes or {}, groups or {}
     return pl.DataFrame(
         {
             "label": list(predictions.labels),
@@ -40,9 +46,10 @@ def label_table(predictions: Predictions, notes: Mapping[str, str] | None = None
             "num_observed": result.num_observed,
             "auroc": result.auroc,
             "auprc": result.average_precision,
+            "group": [groups.get(label) or None for label in predictions.labels],
             "note": [notes.get(label) for label in predictions.labels],
         },
-        schema_overrides={"note": pl.String},
+        schema_overrides={"group": pl.String, "note": pl.String},
     ).select(
         "label",
         "num_positives",
@@ -57,6 +64,7 @@ def label_table(predictions: Predictions, notes: Mapping[str, str] | None = None
         .when(positives == observed)
         .then(pl.lit("no negatives"))
         .alias("undefined_reason"),
+        "group",
         "note",
     )
 

@@ -10,12 +10,13 @@ from ecgfounder_train.figures.curves import (
     roc_figure,
 )
 from ecgfounder_train.figures.ecg_strip import strip_figure
-from ecgfounder_train.figures.html import Column, HtmlPage, Undefined, WithNote
+from ecgfounder_train.figures.html import Cell, Column, HtmlPage, Undefined, WithNote
 from ecgfounder_train.figures.style import figure_png, figure_svg
 from ecgfounder_train.figures.training import training_figure
 
 __all__ = [
     "CalibrationPoints",
+    "Cell",
     "Column",
     "Curve",
     "HtmlPage",

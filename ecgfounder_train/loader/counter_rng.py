@@ -41,9 +41,8 @@ def uniforms(
     digest = hashlib.sha256(f"{seed}:{epoch}:{stream}".encode()).digest()
     key = np.uint64(int.from_bytes(digest[:8]))
     with np.errstate(over="ignore"):
-        counters = slots.astype(np.uint64)[:, None] * np.uint64(count) + np.arange(
-            count, dtype=np.uint64
-        )
+        first = np.multiply(slots.astype(np.uint64)[:, None], count, dtype=np.uint64)
+        counters = first + np.arange(count, dtype=np.uint64)
     return ((mix64(mix64(counters) ^ key) >> np.uint64(40)).astype(np.float64) / 2.0**24).astype(
         np.float32
     )

@@ -70,7 +70,8 @@ class ShardDataModule(L.LightningDataModule):
     def train_dataloader(self) -> TrainingBatches:
         """Return the micro-batches up to the next validation."""
         assert self.trainer is not None
-        position: Position = self.trainer.lightning_module.position
+        position = self.trainer.lightning_module.position
+        assert isinstance(position, Position)
         return TrainingBatches(
             SampleReader(self.shards, self.checksum),
             self.train_rows,

@@ -68,7 +68,7 @@ class SampleReader:
     ) -> None:
         shard, offset = int(entry["shard"]), int(entry["offset"])
         descriptor = self._descriptor(shard)
-        got = os.preadv(descriptor, [ecg, self._gap, stats], offset + self._start)
+        got = os.preadv(descriptor, [ecg.data, self._gap, stats.data], offset + self._start)
         if got != self._span:
             raise UserError(self._damaged(shard, offset, "ends too early"))
         if self.checksum and signal_checksum(ecg, stats) != int(entry["xxh3"]):

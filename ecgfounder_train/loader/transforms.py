@@ -135,8 +135,10 @@ class BatchTransform:
             choice = np.where(replace < 0.5, 1 + (which * len(_FRONTAL)).astype(np.int64), 0)
         elif training and self.lead_choice == "uniform":
             choice = (self._draw(batch, "lead", 1)[:, 0] * len(axes)).astype(np.int64)
-        lead = torch.tensor([self.leads.index(axes[c][0]) for c in choice], device=signal.device)
-        sign = torch.tensor([float(axes[c][1]) for c in choice], device=signal.device)
+        lead = torch.tensor(
+            [self.leads.index(axes[c][0]) for c in choice.tolist()], device=signal.device
+        )
+        sign = torch.tensor([float(axes[c][1]) for c in choice.tolist()], device=signal.device)
         sample = torch.arange(len(signal), device=signal.device)
         chosen = stats[sample, lead]
         turned = torch.stack([chosen[:, 0] * sign, chosen[:, 1]], dim=-1)

@@ -79,7 +79,7 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
             "checkpoint=last / resume=auto, which skip damaged files."
         )
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(
             f"{path} is not a checkpoint of this project (weights_only load refused it: "

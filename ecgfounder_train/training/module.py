@@ -1,6 +1,6 @@
 """The LightningModule: forward, masked loss, optimizer, and the metrics of validation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +86,7 @@ class PretrainModule(L.LightningModule):
         global_batch_size: Samples per optimizer step over all ranks.
         seed: The run's seed; also keys dropout, step by step.
         average: Weight average that validation uses instead of the raw weights.
+        monitored: Indices of the labels that validation's macro AUROC covers.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class PretrainModule(L.LightningModule):
         num_labels: int,
         seed: int,
         average: WeightAverage | None,
+        monitored: Sequence[int],
     ) -> None:
         super().__init__()
         self.model = model
@@ -120,6 +122,7 @@ class PretrainModule(L.LightningModule):
         self.grad_norm = torch.zeros(())
         self.diverged = torch.zeros((), dtype=torch.bool)
         self._auroc = HistogramAuroc(num_labels)
+        self._monitored = list(monitored)
         self._val_loss = torch.zeros(2, dtype=torch.float64)
         self.validation: dict[str, float] = {}
 
@@ -223,7 +226,8 @@ class PretrainModule(L.LightningModule):
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(self._auroc.state)
             torch.distributed.all_reduce(self._val_loss)
-        mean = macro(self._auroc.compute().numpy(), self._auroc.num_positives().numpy())
+        auroc, num_positives = self._auroc.compute().numpy(), self._auroc.num_positives().numpy()
+        mean = macro(auroc[self._monitored], num_positives[self._monitored])
         total, count = self._val_loss.tolist()
         self.validation = {
             "val/loss": total / max(count, 1.0),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.core.fingerprints import fingerprint
 from ecgfounder_train.core.ranks import is_rank_zero
@@ -149,8 +149,23 @@ def create_module(
         num_labels=len(manifest.labels),
         seed=config["seed"],
         average=WeightAverage(model, half_life) if half_life else None,
+        monitored=_monitored(manifest.vocabulary, config["budget"]["validate_group"]),
     )
     return module, facts
+
+
+def _monitored(vocabulary: Mapping[str, Any], group: str | None) -> list[int]:
+    """Return the labels of one group of the vocabulary, all of them for None."""
+    groups = list(vocabulary["groups"])
+    if group is None:
+        return list(range(len(groups)))
+    chosen = [index for index, name in enumerate(groups) if name == group]
+    if not chosen:
+        raise UserError(
+            f"budget.validate_group={group!r}: the vocabulary {vocabulary['name']} of these shards "
+            "has no such group of labels." + did_you_mean(group, {name for name in groups if name})
+        )
+    return chosen
 
 
 def _check_resume(run: RunDirectory, resume: str) -> None:

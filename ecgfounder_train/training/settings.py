@@ -17,16 +17,19 @@ class Budget:
         max_samples: Samples instead of passes; wins where both are given.
         validate_every_epochs: Distance of validations in passes.
         validate_every_samples: The same in samples; wins where both are given.
+        validate_group: Validation's macro AUROC covers this group of the vocabulary's labels;
+            None: all labels.
     """
 
     max_epochs: float = 20.0
     max_samples: int | None = None
     validate_every_epochs: float = 1.0
     validate_every_samples: int | None = None
+    validate_group: str | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value is not None and value <= 0:
+            if isinstance(value, int | float) and value <= 0:
                 raise UserError(f"budget.{name}={value} must be above 0.")
 
     @classmethod

@@ -12,13 +12,13 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.settings import parse_settings
 
-PRECISIONS = ("32", "bf16-mixed", "16-mixed")
+PRECISIONS = ("auto", "32", "bf16-mixed", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "gpu")
 
 
@@ -30,7 +30,8 @@ class TrainerSettings:
         accelerator: `cpu`, `gpu` or `auto`.
         devices: Ranks on each node.
         num_nodes: Nodes.
-        precision: `32`, `bf16-mixed` or `16-mixed`.
+        precision: `32`, `bf16-mixed`, `16-mixed`, or `auto`: bfloat16 where the device computes in
+            it, else 32 (a CPU without it emulates it slowly).
         num_threads: Threads of each rank on a CPU; None leaves torch's choice.
         deterministic: Only deterministic kernels (what bit-exact resume needs on a GPU).
         ddp_timeout_s: Seconds a rank waits for the others before it gives up.
@@ -67,6 +68,9 @@ class TrainerSettings:
                 f"trainer.devices={self.devices}, but this machine has "
                 f"{torch.cuda.device_count()} GPUs."
             )
+        if self.precision == "auto":
+            chosen = "bf16-mixed" if _has_bfloat16(self.on_gpu) else "32"
+            object.__setattr__(self, "precision", chosen)
         if not self.on_gpu and self.precision == "16-mixed":
             raise UserError(
                 "trainer.precision=16-mixed needs a GPU. On a CPU use bf16-mixed or 32."
@@ -88,6 +92,12 @@ class TrainerSettings:
     def world_size(self) -> int:
         """Ranks in all."""
         return self.devices * self.num_nodes
+
+
+def _has_bfloat16(on_gpu: bool) -> bool:
+    if on_gpu:
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def create_trainer(
