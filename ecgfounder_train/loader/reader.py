@@ -1,6 +1,8 @@
 """Samples by index row: one positioned read per sample, straight into the batch's memory."""
 
 import os
+import resource
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +32,8 @@ class SampleReader:
     """Reads samples at random through the index, with a checksum over every byte returned.
 
     One `preadv` per sample fills the signal, skips the tar header between, and fills the
-    statistics. Files stay open; a reader may be used by one thread at a time.
+    statistics. Files stay open, as many as the process may hold; a reader may be used by one thread
+    at a time and closes its files when it is dropped.
 
     Args:
         shards: The opened shard set.
@@ -42,6 +45,8 @@ class SampleReader:
         self.shards = shards
         self.checksum = checksum
         self._descriptors: dict[int, int] = {}
+        self._most_open = _most_open_files(len(shards.manifest.shards))
+        weakref.finalize(self, _close, self._descriptors)
         layout = shards.layout
         self._gap = bytearray(layout.gap_bytes)
         self._start = layout.ecg.offset
@@ -68,7 +73,11 @@ class SampleReader:
     ) -> None:
         shard, offset = int(entry["shard"]), int(entry["offset"])
         descriptor = self._descriptor(shard)
-        got = os.preadv(descriptor, [ecg.data, self._gap, stats.data], offset + self._start)
+        try:
+            got = os.preadv(descriptor, [ecg.data, self._gap, stats.data], offset + self._start)
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror}"
+            raise UserError(self._damaged(shard, offset, reason)) from error
         if got != self._span:
             raise UserError(self._damaged(shard, offset, "ends too early"))
         if self.checksum and signal_checksum(ecg, stats) != int(entry["xxh3"]):
@@ -77,6 +86,8 @@ class SampleReader:
     def _descriptor(self, shard: int) -> int:
         if shard not in self._descriptors:
             path = self.shards.shard_path(shard)
+            while len(self._descriptors) >= self._most_open:
+                os.close(self._descriptors.pop(next(iter(self._descriptors))))
             try:
                 self._descriptors[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:
@@ -95,6 +106,25 @@ class SampleReader:
 
     def close(self) -> None:
         """Close the shard files."""
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors.clear()
+        _close(self._descriptors)
+
+
+def _close(descriptors: dict[int, int]) -> None:
+    for descriptor in descriptors.values():
+        os.close(descriptor)
+    descriptors.clear()
+
+
+def _most_open_files(wanted: int) -> int:
+    """Return how many shards one reader may hold open.
+
+    HEEDB makes 5,300 shards and a shell allows 1,024 files; what the system allows at most is
+    usually far more, and is ours to ask for. Three quarters of the limit are left to a second
+    reader (validation), other ranks' sockets, checkpoints and logs.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = hard if hard != resource.RLIM_INFINITY else 1 << 20
+    if soft != resource.RLIM_INFINITY and soft < min(4 * wanted, most):
+        soft = min(4 * wanted, most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return wanted if soft == resource.RLIM_INFINITY else max(soft // 4, 1)
