@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ecgfounder_train.core.errors import RejectedRecordError, UserError, did_you_mean
-from ecgfounder_train.core.ranks import is_rank_zero
+from ecgfounder_train.core.ranks import is_rank_zero, process_rank
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 INTERRUPTED = 130
@@ -90,19 +90,24 @@ def manual_page(verb: str) -> str:
 
 
 def _run_under_hydra(verb: str, task: Task) -> NoReturn:
+    statuses = [0]
+
     def job(config: DictConfig) -> int:
-        return _guarded(lambda: task(_to_plain(config)))
+        statuses.append(_guarded(lambda: task(_to_plain(config))))
+        return statuses[-1]
 
     hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(job)()
-    sys.exit(0)
+    # Hydra drops what a job returns; a sweep has failed where one of its jobs has.
+    sys.exit(max(statuses))
 
 
 def _guarded(action: Callable[[], int | None]) -> int:
     try:
         return action() or 0
     except (UserError, RejectedRecordError) as error:
-        if is_rank_zero():
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        # A damaged shard may show on one rank alone, so none keeps silent.
+        who = "error" if is_rank_zero() else f"error on rank {process_rank()}"
+        print(f"{who}: {error}", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt as error:
         print(f"interrupted. {error or 'Run the same command again.'}", file=sys.stderr, flush=True)

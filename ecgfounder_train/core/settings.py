@@ -17,16 +17,17 @@ def parse_settings(cls: type[Settings], config: Mapping[str, Any], section: str)
         UserError: A key is unknown or missing, or a value has the wrong type.
     """
     hints = get_type_hints(cls)
+    prefix = f"{section}." if section else ""
     known = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]
     for key in config:
         if key not in known:
-            raise UserError(f"Unknown key {section}.{key}." + did_you_mean(str(key), known))
+            raise UserError(f"Unknown key {prefix}{key}." + did_you_mean(str(key), known))
     values: dict[str, Any] = {}
     for name, item in known.items():
         if name in config:
-            values[name] = _checked(config[name], hints[name], f"{section}.{name}")
+            values[name] = _checked(config[name], hints[name], f"{prefix}{name}")
         elif item.default is MISSING and item.default_factory is MISSING:
-            raise UserError(f"{section}.{name} is missing; give it a value.")
+            raise UserError(f"{prefix}{name} is missing; give it a value.")
     return cls(**values)
 
 

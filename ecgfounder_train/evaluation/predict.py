@@ -39,6 +39,7 @@ def predict_split(
         UserError: The shards have other labels or another signal profile than the model, or the
             split is empty.
     """
+    _check_batch_size(batch_size)
     require_same_data(trained, shards)
     rows = shards.rows(split)
     if not len(rows):
@@ -185,8 +186,9 @@ def predict_records(
         pool: How the logits of several windows of a record become one: `mean` or `max`.
 
     Raises:
-        UserError: `pool` is unknown.
+        UserError: `pool` is unknown, or `batch_size` is no number of windows.
     """
+    _check_batch_size(batch_size)
     if pool not in POOLS:
         raise UserError(f"pool={pool!r} is unknown. Valid: {', '.join(POOLS)}.")
     records: list[str] = []
@@ -220,6 +222,11 @@ def predict_records(
         pooled[row] = part.mean(0) if pool == "mean" else part.max(0)
         start += count
     return RecordPredictions(records, num_windows, pooled, trained.labels, rejected)
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f"batch_size={batch_size!r} is not a whole number above 0.")
 
 
 def _window_arrays(profiled: ProfiledRecord) -> Iterator[dict[str, npt.NDArray[Any]]]:

@@ -147,12 +147,13 @@ class CheckpointFolder:
         path = self.run.checkpoints / step_name(checkpoint["position"]["global_step"])
         save_checkpoint(checkpoint, path)
         if is_best:
-            self._link_best(path)
+            self.link_best(path)
         for old in sorted(self.run.checkpoints.glob(_STEP_PATTERN), reverse=True)[self.keep :]:
             old.unlink()
         return path
 
-    def _link_best(self, path: Path) -> None:
+    def link_best(self, path: Path) -> None:
+        """Make `best.ckpt` the same file as `path`."""
         best = self.run.checkpoints / BEST
         partial = best.with_name(f"{BEST}{PARTIAL_MARK}{os.getpid()}")
         try:

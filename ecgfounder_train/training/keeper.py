@@ -16,6 +16,7 @@ from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.core.settings import parse_settings
 from ecgfounder_train.loader.epoch_plan import Position
 from ecgfounder_train.models.checkpoint import (
+    BEST,
     FORMAT_VERSION,
     CheckpointFolder,
     load_checkpoint,
@@ -130,10 +131,11 @@ class RunKeeper(L.Callback):
         if path is None:
             return
         checkpoint = load_checkpoint(path)
-        require_same(checkpoint["fingerprints"], self.facts.fingerprints, path)
+        require_same(checkpoint, self.facts, path)
         module.model.load_state_dict(checkpoint["model"])
-        if module.average and checkpoint["ema"]:
-            module.average.model.load_state_dict(checkpoint["ema"])
+        if module.average:
+            # An average that is switched on later starts from the weights as they are.
+            module.average.model.load_state_dict(checkpoint["ema"] or checkpoint["model"])
         position = checkpoint["position"]
         module.position = Position(position["epoch"], position["slots"])
         module.optimizer_steps = position["global_step"]
@@ -145,11 +147,21 @@ class RunKeeper(L.Callback):
         self._restored = checkpoint
         if trainer.is_global_zero:
             self.folder.delete_newer_than(module.optimizer_steps)
+            self._mend_best(Path(path), module.samples_seen)
             print(
                 f"Resuming run {self.run.name} from {Path(path).name}: "
                 f"{module.samples_seen:,} of {module.total_samples:,} samples seen.",
                 flush=True,
             )
+
+    def _mend_best(self, path: Path, samples_seen: int) -> None:
+        """Make `best.ckpt` and what the checkpoint says of it agree again."""
+        if self.best["value"] is not None and self.best["samples_seen"] == samples_seen:
+            # The run was perhaps killed after writing this checkpoint, before pointing to it.
+            self.folder.link_best(path)
+        elif not (self.run.checkpoints / BEST).is_file():
+            # Another run's checkpoint: its best one is not here.
+            self.best = {"value": None, "samples_seen": 0}
 
     def _choose(self) -> str | None:
         if self.resume == "none":
@@ -222,7 +234,7 @@ class RunKeeper(L.Callback):
         elif stop or self._is_due(trainer, module):
             self._save(trainer, module, is_best=False)
         if stop:
-            self.stopped_early = True
+            self.stopped_early = module.samples_seen < module.total_samples
             trainer.should_stop = True
             if not at_validation:
                 # Lightning validates whenever it is asked to stop, which would put a row into
@@ -372,15 +384,20 @@ _MEANING = {
 }
 
 
-def require_same(found: Mapping[str, str], wanted: Mapping[str, str], path: str) -> None:
-    """Raise if a checkpoint was made with other data or another network.
+def require_same(checkpoint: Mapping[str, Any], facts: RunFacts, path: Path | str) -> None:
+    """Raise if a checkpoint was made with other data, another order of it or another network.
 
     Raises:
         UserError: Names what differs.
     """
-    other = [name for name in wanted if found.get(name) != wanted[name]]
+    found = checkpoint["fingerprints"]
+    other = [
+        meaning for name, meaning in _MEANING.items() if found.get(name) != facts.fingerprints[name]
+    ]
+    if checkpoint["rng"]["seed"] != facts.config["seed"]:
+        other.append("seed")
     if other:
-        what = ", ".join(_MEANING.get(name, name) for name in other)
+        what = ", ".join(other)
         raise UserError(
             f"The checkpoint {Path(path).name} was made with another {what}. Give the settings it "
             "was started with, or start anew with another run=NAME."

@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
+from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file
 
 COLUMNS = (
@@ -48,8 +49,14 @@ class MetricsLog:
 
     def write(self, row: Mapping[str, float]) -> None:
         """Append one row; values keep every digit (repr of a float)."""
-        with open(self.path, "a", newline="", encoding="utf-8") as handle:
-            csv.DictWriter(handle, COLUMNS).writerow(row)
+        try:
+            with open(self.path, "a", newline="", encoding="utf-8") as handle:
+                csv.DictWriter(handle, COLUMNS).writerow(row)
+        except OSError as error:
+            raise UserError(
+                f"Cannot write {self.path}: {error.strerror}. The checkpoints are untouched. Free "
+                "space, then run the same command again."
+            ) from error
         numbers = {name: value for name, value in row.items() if name not in COLUMNS[:2]}
         for logger in list(self.loggers):
             try:

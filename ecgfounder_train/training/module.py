@@ -1,5 +1,6 @@
 """The LightningModule: forward, masked loss, optimizer, and the metrics of validation."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -229,6 +230,9 @@ class PretrainModule(L.LightningModule):
         auroc, num_positives = self._auroc.compute().numpy(), self._auroc.num_positives().numpy()
         mean = macro(auroc[self._monitored], num_positives[self._monitored])
         total, count = self._val_loss.tolist()
+        if not math.isfinite(total):
+            # The last step's gradient was finite, but the weights it led to are of no use.
+            self.diverged = torch.ones_like(self.diverged)
         self.validation = {
             "val/loss": total / max(count, 1.0),
             "val/macro_auroc": mean.value,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,20 +17,20 @@ from ecgfounder_train.loader.datamodule import ShardDataModule
 from ecgfounder_train.loader.transforms import Augmentation, BatchTransform
 from ecgfounder_train.losses import create_loss
 from ecgfounder_train.models import create_model
-from ecgfounder_train.models.checkpoint import newest_whole
+from ecgfounder_train.models.checkpoint import load_checkpoint, newest_whole
 from ecgfounder_train.records import SignalProfile
 from ecgfounder_train.shards import ShardSet
 from ecgfounder_train.training.ema import WeightAverage
-from ecgfounder_train.training.keeper import CheckpointSettings, RunFacts, RunKeeper
+from ecgfounder_train.training.keeper import CheckpointSettings, RunFacts, RunKeeper, require_same
 from ecgfounder_train.training.loggers import create_loggers
 from ecgfounder_train.training.module import OptimizerSettings, PretrainModule
 from ecgfounder_train.training.schedules import create_schedule
-from ecgfounder_train.training.settings import Budget, DataSettings
+from ecgfounder_train.training.settings import Budget, DataSettings, EmaSettings, RunSettings
 from ecgfounder_train.training.signals import StopRequest, stop_on_signals
 from ecgfounder_train.training.trainer import TrainerSettings, create_trainer, hardware, versions
 
-PATH_SECTIONS = ("paths", "shards", "hydra")
-"""Config sections that hold paths; they stay in the run directory's config.yaml."""
+KEYS_WITH_PATHS = ("paths", "shards", "resume", "hydra")
+"""Config keys that hold paths; they stay in the run directory's config.yaml."""
 
 
 def train(config: Mapping[str, Any]) -> int:
@@ -43,17 +44,18 @@ def train(config: Mapping[str, Any]) -> int:
     """
     run = RunDirectory.of(config["paths"]["runs"], config["run"])
     # First everything that can be wrong, then the first file.
+    numbers = RunSettings.from_config(config)
     settings = TrainerSettings.from_config(config["trainer"])
     shards = ShardSet.open(config["shards"])
     budget = Budget.from_config(config["budget"])
     data = DataSettings.from_config(config["data"])
     checkpointing = CheckpointSettings.from_config(config["checkpoint"])
     per_rank = data.per_rank(settings.world_size)
-    torch.manual_seed(config["seed"])
+    torch.manual_seed(numbers.seed)
     module, facts = create_module(config, shards, settings)
     datamodule = ShardDataModule(
         shards,
-        seed=config["seed"],
+        seed=numbers.seed,
         global_batch_size=data.global_batch_size,
         batch_size_per_rank=per_rank,
         validate_every_samples=budget.validate_every(module.num_samples),
@@ -63,7 +65,7 @@ def train(config: Mapping[str, Any]) -> int:
     with ExitStack() as stack:
         if is_rank_zero():
             stack.enter_context(run.locked())
-            _check_resume(run, str(config["resume"]))
+            _check_resume(run, str(config["resume"]), facts)
             with atomic_file(run.config_file, "w") as handle:
                 handle.write(OmegaConf.to_yaml(OmegaConf.create(dict(config))))
             _announce(run, shards, module, settings)
@@ -74,7 +76,7 @@ def train(config: Mapping[str, Any]) -> int:
             resume=str(config["resume"]),
             facts=facts,
             settings=checkpointing,
-            log_every_steps=int(config["log_every_steps"]),
+            log_every_steps=numbers.log_every_steps,
             stop=stop,
             loggers=loggers,
         )
@@ -82,7 +84,7 @@ def train(config: Mapping[str, Any]) -> int:
             settings,
             callbacks=[keeper],
             accumulate=data.global_batch_size // (per_rank * settings.world_size),
-            gradient_clip_norm=config["gradient_clip_norm"],
+            gradient_clip_norm=numbers.gradient_clip_norm,
             default_root_dir=str(run.path),
         )
         if _is_complete(run, module, str(config["resume"])):
@@ -122,11 +124,11 @@ def create_module(
     model = create_model(name, transform.num_leads, len(manifest.labels), **model_config)
     loss_config = dict(config["loss"])
     loss = create_loss(str(loss_config.pop("name")), **loss_config)
-    half_life = config["ema"]["half_life_samples"]
+    half_life = EmaSettings.from_config(config["ema"]).half_life_samples
     num_samples = len(shards.rows("train"))
     facts = RunFacts(
         spec={**spec, "model": {"name": name, **model_config}},
-        config={key: value for key, value in config.items() if key not in PATH_SECTIONS},
+        config={key: value for key, value in config.items() if key not in KEYS_WITH_PATHS},
         fingerprints={
             "vocabulary": manifest.fingerprints["vocabulary"],
             "signal_profile": manifest.fingerprints["signal_profile"],
@@ -168,12 +170,16 @@ def _monitored(vocabulary: Mapping[str, Any], group: str | None) -> list[int]:
     return chosen
 
 
-def _check_resume(run: RunDirectory, resume: str) -> None:
-    if resume == "none" and newest_whole(run):
+def _check_resume(run: RunDirectory, resume: str, facts: RunFacts) -> None:
+    """Raise if the run cannot go on with these settings, before anything of it is replaced."""
+    start = newest_whole(run) if resume in ("auto", "none") else Path(resume)
+    if resume == "none" and start:
         raise UserError(
             f"Run {run.name!r} exists and resume=none would overwrite it. Choose another run=NAME, "
             f"resume=auto to go on, or delete {run.path}."
         )
+    if start:
+        require_same(load_checkpoint(start), facts, start)
 
 
 def _is_complete(run: RunDirectory, module: PretrainModule, resume: str) -> bool:

@@ -69,6 +69,8 @@ class OneCycle:
 
     def __post_init__(self) -> None:
         _share("schedule.warmup_share", self.warmup_share)
+        if self.start_divisor <= 0 or self.final_divisor <= 0:
+            raise UserError("schedule.start_divisor and schedule.final_divisor must be above 0.")
 
     def factor(self, progress: Progress) -> float:
         """Return the factor on the base learning rate."""

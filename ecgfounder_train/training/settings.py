@@ -1,11 +1,63 @@
-"""Budget and batch sizes of a run, checked when they are read."""
+"""Numbers of a run (budget, batch sizes, ...), checked when they are read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.settings import parse_settings
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """The numbers that stand at the top of the config.
+
+    Args:
+        seed: Of weights, order of the data, augmentation and dropout.
+        log_every_steps: Optimizer steps per row of metrics.csv.
+        gradient_clip_norm: Largest total gradient norm; None: no clipping.
+    """
+
+    seed: int
+    log_every_steps: int
+    gradient_clip_norm: float | None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed={self.seed} is not between 0 and 2^63 - 1.")
+        if self.log_every_steps < 1:
+            raise UserError(f"log_every_steps={self.log_every_steps} must be at least 1.")
+        if self.gradient_clip_norm is not None and self.gradient_clip_norm <= 0:
+            raise UserError(
+                f"gradient_clip_norm={self.gradient_clip_norm} must be above 0, or null."
+            )
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "RunSettings":
+        """Return the settings of a whole config, whose other keys are left alone."""
+        return parse_settings(cls, {item.name: config[item.name] for item in fields(cls)}, "")
+
+
+@dataclass(frozen=True)
+class EmaSettings:
+    """The weight average.
+
+    Args:
+        half_life_samples: Samples after which half of it is forgotten; None: no average.
+    """
+
+    half_life_samples: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.half_life_samples is not None and self.half_life_samples <= 0:
+            raise UserError(
+                f"ema.half_life_samples={self.half_life_samples} must be above 0, or null."
+            )
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "EmaSettings":
+        """Return the settings of a config's `ema` section."""
+        return parse_settings(cls, config, "ema")
 
 
 @dataclass(frozen=True)
