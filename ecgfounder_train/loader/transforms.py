@@ -197,7 +197,9 @@ def normalise_on_device(
     Shape:
         signal: (B, L, T) mV; stats: (B, L, 2) mV; valid: (B, T) bool; result: (B, L, T).
     """
-    if how.kind != "none":
+    if how.kind == "fixed":
+        signal = signal / how.scale_mv
+    if how.uses_statistics:
         mean, std = stats[..., 0], stats[..., 1]
         if how.kind == "joint":
             joint = mean.mean(1, keepdim=True)

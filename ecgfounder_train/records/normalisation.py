@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-NORMALISATION_KINDS = ("joint", "per_lead", "none")
+NORMALISATION_KINDS = ("joint", "per_lead", "fixed", "none")
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,8 @@ class LoadNormalisation:
     """How a window is scaled at load.
 
     `joint` divides all leads by one standard deviation, which keeps the ratios between leads;
-    `per_lead` gives each lead its own; `none` leaves mV. `centre` says whether the mean is
+    `per_lead` gives each lead its own; `fixed` divides every record by `scale_mv`, which keeps
+    absolute amplitude (voltage criteria); `none` leaves mV. `centre` says whether the mean is
     subtracted: not where the profile takes its statistics *before* a high-pass filter (`author`),
     which has already removed that mean. `clip` bounds the result to plus or minus so many.
     """
@@ -23,6 +24,12 @@ class LoadNormalisation:
     eps: float = 1e-8
     clip: float | None = None
     centre: bool = True
+    scale_mv: float = 1.0
+
+    @property
+    def uses_statistics(self) -> bool:
+        """Whether a record's own moments are needed."""
+        return self.kind in ("joint", "per_lead")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the mapping of a config's `normalisation` section."""
@@ -53,7 +60,9 @@ def normalise(
         # Law of total variance: mean of the variances + variance of the means.
         variance = (std**2 + (mean - joint_mean) ** 2).mean(axis=-2, keepdims=True)
         mean, std = joint_mean, np.sqrt(variance)
-    if normalisation.kind != "none":
+    if normalisation.kind == "fixed":
+        millivolts = millivolts / normalisation.scale_mv
+    if normalisation.uses_statistics:
         centred = millivolts - mean if normalisation.centre else millivolts
         millivolts = centred / (std + normalisation.eps)
     if normalisation.clip is not None:

@@ -63,7 +63,13 @@ _LIMIT_KEYS = {
     "min_fs": 50.0,
     "max_fs": 20000.0,
 }
-_NORMALISATION_KEYS = {"kind": "joint", "eps": 1e-8, "clip": None, "centre": True}
+_NORMALISATION_KEYS = {
+    "kind": "joint",
+    "eps": 1e-8,
+    "clip": None,
+    "centre": True,
+    "scale_mv": 1.0,
+}
 
 
 @dataclass
