@@ -194,6 +194,10 @@ class RunKeeper(L.Callback):
             self.log = MetricsLog(self.run.metrics_file, module.samples_seen, self.loggers)
             self._write_state(module, "training")
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signals back from Lightning."""
+        self.stop.listen()
+
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:

@@ -13,6 +13,18 @@ from ecgfounder_train.core.run_directory import RunDirectory
 KINDS = ("csv", "tensorboard", "wandb")
 
 
+def logger_kind(config: Mapping[str, Any]) -> str:
+    """Return the kind of a config's `logger` section.
+
+    Raises:
+        UserError: It is none of `KINDS`.
+    """
+    kind = str(config.get("kind", "csv"))
+    if kind not in KINDS:
+        raise UserError(f"logger.kind={kind!r} is unknown." + did_you_mean(kind, KINDS))
+    return kind
+
+
 def create_loggers(
     config: Mapping[str, Any], run: RunDirectory, hyperparameters: Mapping[str, Any]
 ) -> list[Logger]:
@@ -23,14 +35,12 @@ def create_loggers(
         run: The run's directory, under which loggers keep their files.
         hyperparameters: What may leave the machine: the config without its paths.
     """
-    kind = str(config.get("kind", "csv"))
-    if kind == "csv":
-        return []
+    kind = logger_kind(config)
     if kind == "tensorboard":
         return [TensorBoardLogger(run.path, name="tensorboard", version="")]
     if kind == "wandb":
         return [_wandb(config, run, hyperparameters)]
-    raise UserError(f"logger.kind={kind!r} is unknown." + did_you_mean(kind, KINDS))
+    return []
 
 
 def _wandb(

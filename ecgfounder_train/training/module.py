@@ -209,7 +209,8 @@ class PretrainModule(L.LightningModule):
             )
 
     def on_validation_epoch_start(self) -> None:
-        """Start counting."""
+        """Start counting, if there is anything left to count."""
+        self.check_finite()
         self._auroc.reset()
         self._val_loss.zero_()
 

@@ -22,7 +22,7 @@ from ecgfounder_train.records import SignalProfile
 from ecgfounder_train.shards import ShardSet
 from ecgfounder_train.training.ema import WeightAverage
 from ecgfounder_train.training.keeper import CheckpointSettings, RunFacts, RunKeeper, require_same
-from ecgfounder_train.training.loggers import create_loggers
+from ecgfounder_train.training.loggers import create_loggers, logger_kind
 from ecgfounder_train.training.module import OptimizerSettings, PretrainModule
 from ecgfounder_train.training.schedules import create_schedule
 from ecgfounder_train.training.settings import Budget, DataSettings, EmaSettings, RunSettings
@@ -51,6 +51,7 @@ def train(config: Mapping[str, Any]) -> int:
     data = DataSettings.from_config(config["data"])
     checkpointing = CheckpointSettings.from_config(config["checkpoint"])
     per_rank = data.per_rank(settings.world_size)
+    logger_kind(config["logger"])
     torch.manual_seed(numbers.seed)
     module, facts = create_module(config, shards, settings)
     datamodule = ShardDataModule(
@@ -93,7 +94,13 @@ def train(config: Mapping[str, Any]) -> int:
                 "or raise budget.max_epochs to train on."
             )
             return 0
-        trainer.fit(module, datamodule=datamodule)
+        try:
+            trainer.fit(module, datamodule=datamodule)
+        except SystemExit as error:
+            # What Lightning makes of a second Ctrl-C.
+            raise KeyboardInterrupt(
+                "Run the same command again to go on from the last checkpoint."
+            ) from error
     return _farewell(run, keeper, module, stop)
 
 

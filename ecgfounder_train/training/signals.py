@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
 
 class StopRequest:
     """Which signal asked this process to stop, if any."""
@@ -22,6 +24,16 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
 
+    def listen(self) -> None:
+        """Become the only handler of the signals.
+
+        To be called again when Lightning has started: it puts a handler of its own before ours on
+        SIGTERM, which ends the run by an exception before anything is saved, and with several ranks
+        calls a collective from inside the handler.
+        """
+        for number in SIGNALS:
+            signal.signal(number, self)
+
     @property
     def exit_code(self) -> int:
         """128 + the signal's number, as a shell reports it; 0 when there was none."""
@@ -32,8 +44,8 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Yield a request that SIGINT, SIGTERM and SIGUSR1 fill while the block runs."""
     request = StopRequest()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    previous = {number: signal.signal(number, request) for number in numbers}
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
+    request.listen()
     try:
         yield request
     finally:
