@@ -1,0 +1,102 @@
+"""Two ranks on one machine (gloo) do what one does."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import run_tools
+import tiny_set
+
+from ecgfounder_train.core.run_directory import RunDirectory
+from ecgfounder_train.shards import ShardSet
+from ecgfounder_train.training.pretrain import train
+
+pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
+
+# Dropout and BatchNorm see a rank's part of a batch, mixup its neighbours there; all else must agree.
+SETTINGS = (
+    "data.batch_size_per_rank=4",
+    "augmentation.circular_shift=1.0",
+    "augmentation.lead_gain=0.2",
+    "ema.half_life_samples=100",
+    "gradient_clip_norm=1.0",
+    "log_every_steps=3",
+    "checkpoint.every_samples=32",
+    "budget.validate_every_samples=100",
+    "budget.max_epochs=6",
+)
+LAST_STEP = 24
+
+
+@pytest.fixture(scope="module")
+def two_ranks(
+    tiny_shards: ShardSet, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RunDirectory, str]:
+    """A run on two ranks that nobody disturbed, and what it printed."""
+    runs = tmp_path_factory.mktemp("two_ranks")
+    process = run_tools.command(arguments(tiny_shards, runs))
+    output, _ = process.communicate(timeout=run_tools.TIMEOUT_S)
+    assert process.returncode == 0, output
+    return RunDirectory(runs / "run"), output
+
+
+def arguments(shards: ShardSet, runs: Path, *more: str) -> list[str]:
+    return tiny_set.tiny_overrides(shards, runs, "run", *SETTINGS, "trainer=ddp_cpu", *more)
+
+
+def test_loss_curve_of_two_ranks_is_that_of_one(
+    tiny_shards: ShardSet, tmp_path: Path, two_ranks: tuple[RunDirectory, str]
+) -> None:
+    assert train(tiny_set.tiny_config(tiny_shards, tmp_path, "run", *SETTINGS)) == 0
+    one, two = run_tools.rows(RunDirectory(tmp_path / "run")), run_tools.rows(two_ranks[0])
+    assert len(one) == len(two) == 12
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            assert bool(a[name]) == bool(b[name]), name
+            if a[name]:
+                # The histogram AUROC moves by whole bins where a logit crosses an edge.
+                tolerance = 2e-3 if name == "val/macro_auroc" else 1e-4
+                assert float(a[name]) == pytest.approx(float(b[name]), rel=tolerance), name
+
+
+def test_only_one_rank_talks(two_ranks: tuple[RunDirectory, str]) -> None:
+    _, output = two_ranks
+    assert output.count("2 rank(s) on CPU") == 1
+    assert output.count("Run run is complete") == 1
+
+
+def test_two_ranks_resume_bit_exactly_after_a_kill(
+    tiny_shards: ShardSet, tmp_path: Path, two_ranks: tuple[RunDirectory, str]
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    killed = run_tools.command(arguments(tiny_shards, tmp_path))
+    run_tools.wait_for_step(run, 5, lambda: killed.poll() is None)
+    # All ranks at once, as a batch system does it.
+    run_tools.kill_group(killed)
+    assert run_tools.latest_step(run) < LAST_STEP
+    resumed = run_tools.command(arguments(tiny_shards, tmp_path))
+    output, _ = resumed.communicate(timeout=run_tools.TIMEOUT_S)
+    assert resumed.returncode == 0, output
+    assert "Resuming run run from step-" in output
+    run_tools.assert_same_run(run, two_ranks[0])
+
+
+def test_signal_to_one_rank_stops_both_and_one_rank_goes_on(
+    tiny_shards: ShardSet, tmp_path: Path, two_ranks: tuple[RunDirectory, str]
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    process = run_tools.command(arguments(tiny_shards, tmp_path))
+    run_tools.wait_for_step(run, 5, lambda: process.poll() is None)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=run_tools.TIMEOUT_S)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert output.count("Run the same command again to go on") == 1
+    assert run_tools.last_checkpoint(run)["position"]["global_step"] < LAST_STEP
+
+    assert train(tiny_set.tiny_config(tiny_shards, tmp_path, "run", *SETTINGS)) == 0
+    mine, theirs = run_tools.rows(run), run_tools.rows(two_ranks[0])
+    assert [row["samples_seen"] for row in mine] == [row["samples_seen"] for row in theirs]
+    for a, b in zip(mine, theirs, strict=True):
+        if a["train/loss"]:
+            assert float(a["train/loss"]) == pytest.approx(float(b["train/loss"]), rel=1e-4)
