@@ -37,17 +37,18 @@ def checked_arrays(
     return scores, truth, mask
 
 
-def observed_columns(
+def masked_columns(
     logits: ArrayLike,
     targets: ArrayLike,
     observed: ArrayLike | None = None,
     labels: Sequence[str] | None = None,
-) -> Iterator[tuple[NDArray[np.floating], NDArray[np.bool_]]]:
-    """Yield per label the scores and whether positive, of the records where it was observed.
+) -> Iterator[tuple[NDArray[np.floating], NDArray[np.bool_], NDArray[np.bool_] | None]]:
+    """Yield per label the scores and whether positive, of the records where it was observed, and
+    which records these are (None: all).
 
     Shape:
         logits, targets, observed: (B, K).
-        yields: K pairs of arrays (num_observed,).
+        yields: K triples of arrays (num_observed,), (num_observed,), (B,).
 
     Raises:
         UserError: Shapes differ, a score is NaN, or a target is neither 0 nor 1 (where observed).
@@ -62,11 +63,23 @@ def observed_columns(
         truth_rows = np.ascontiguousarray(truth[:, block].T)
         mask_rows = None if mask is None else np.ascontiguousarray(mask[:, block].T) != 0
         for row in range(len(score_rows)):
-            column, target = score_rows[row], truth_rows[row]
+            column, target, chosen = score_rows[row], truth_rows[row], None
             if mask_rows is not None and not mask_rows[row].all():
-                column, target = column[mask_rows[row]], target[mask_rows[row]]
+                chosen = mask_rows[row]
+                column, target = column[chosen], target[chosen]
             _check_column(column, target, start + row, labels)
-            yield column, target.astype(np.bool_, copy=False)
+            yield column, target.astype(np.bool_, copy=False), chosen
+
+
+def observed_columns(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    observed: ArrayLike | None = None,
+    labels: Sequence[str] | None = None,
+) -> Iterator[tuple[NDArray[np.floating], NDArray[np.bool_]]]:
+    """Yield the scores and truths of `masked_columns`."""
+    for scores, positive, _ in masked_columns(logits, targets, observed, labels):
+        yield scores, positive
 
 
 def _check_column(

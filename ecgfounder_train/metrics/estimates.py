@@ -1,0 +1,112 @@
+"""A metric per label with its 95 % interval, and the mean over labels with its own."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from ecgfounder_train.metrics.clusters import MIN_PATIENTS
+
+Float = NDArray[np.float64]
+
+FEW_POSITIVE_PATIENTS = f"fewer than {MIN_PATIENTS} positive patients"
+FEW_NEGATIVE_PATIENTS = f"fewer than {MIN_PATIENTS} negative patients"
+NO_VARIANCE = "no variance between patients"
+
+
+class MacroEstimate(NamedTuple):
+    """A mean over labels with its interval, and over how many of them."""
+
+    value: float
+    lower: float
+    upper: float
+    standard_error: float
+    num_labels: int
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """One metric of every label, its standard error and interval; NaN has its reason.
+
+    Shape:
+        value, lower, upper, standard_error, num_positives, num_positive_patients: (K,).
+        covariance: (K, K), of the estimates of any two labels; NaN for labels of too few patients.
+        reasons: K entries; None where value and interval are given.
+    """
+
+    metric: str
+    value: Float
+    lower: Float
+    upper: Float
+    standard_error: Float
+    num_positives: NDArray[np.int64]
+    num_positive_patients: NDArray[np.int64]
+    reasons: tuple[str | None, ...]
+    covariance: Float
+    level: float = 0.95
+
+    @property
+    def in_macro(self) -> NDArray[np.bool_]:
+        """Which labels have a value and patients enough to know how it varies."""
+        chosen: NDArray[np.bool_] = ~np.isnan(self.value) & ~np.isnan(np.diagonal(self.covariance))
+        return chosen
+
+    def macro(self, chosen: NDArray[np.bool_] | None = None) -> MacroEstimate:
+        """Return the mean over the labels of `in_macro` (of those also chosen) with its interval.
+
+        One patient weighs on many labels, so their errors are correlated; the variance of the mean
+        is the mean of the whole covariance matrix, not of its diagonal.
+        """
+        mask = self.in_macro if chosen is None else self.in_macro & np.asarray(chosen, np.bool_)
+        count = int(mask.sum())
+        if not count:
+            return MacroEstimate(np.nan, np.nan, np.nan, np.nan, 0)
+        value = self.value[mask].mean(keepdims=True)
+        error = np.sqrt(self.covariance[np.ix_(mask, mask)].mean(keepdims=True)[0])
+        lower, upper = logit_interval(value, error, self.level)
+        return MacroEstimate(
+            float(value[0]), float(lower[0]), float(upper[0]), float(error[0]), count
+        )
+
+
+def normal_quantile(level: float) -> float:
+    """Return how many standard errors an interval of this level reaches to each side."""
+    return float(norm.ppf(0.5 + level / 2))
+
+
+def logit_interval(value: Float, standard_error: Float, level: float) -> tuple[Float, Float]:
+    """Return the interval of values in (0, 1), symmetric on the logit scale; NaN where it has none.
+
+    Near 1 the plain interval leaves the range and undercovers; on the logit scale it cannot.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        centre = np.log(value / (1 - value))
+        half = normal_quantile(level) * standard_error / (value * (1 - value))
+        lower, upper = 1 / (1 + np.exp(half - centre)), 1 / (1 + np.exp(-half - centre))
+    known = (value > 0) & (value < 1) & (standard_error > 0)
+    return np.where(known, lower, np.nan), np.where(known, upper, np.nan)
+
+
+def wilson_interval(
+    value: Float, standard_error: Float, largest_size: Float, level: float
+) -> tuple[Float, Float]:
+    """Return Wilson's interval of a proportion for its effective number of observations.
+
+    The effective number is what an unclustered sample would need for this standard error, at most
+    `largest_size`. At 0 and 1 the standard error is 0 and `largest_size` alone decides, so that
+    "all 12 found" is not reported as certainty.
+
+    Source:
+        Korn and Graubard 1998, Survey Methodology 24(2), 193-201; Wilson 1927.
+    """
+    z = normal_quantile(level)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        effective = np.where(
+            standard_error > 0, value * (1 - value) / standard_error**2, largest_size
+        )
+        size = np.minimum(effective, largest_size)
+        centre = (value + z**2 / (2 * size)) / (1 + z**2 / size)
+        half = z / (1 + z**2 / size) * np.sqrt(value * (1 - value) / size + z**2 / (4 * size**2))
+    return np.maximum(centre - half, 0.0), np.minimum(centre + half, 1.0)
