@@ -154,6 +154,8 @@ def _quieten_lightning() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "lightning_fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")
+    # Weights of 1x1 convolutions have ambiguous strides; the copy DDP makes of them is negligible.
+    warnings.filterwarnings("ignore", message="Grad strides do not match")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
