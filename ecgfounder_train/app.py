@@ -56,9 +56,9 @@ def compose_config(verb: str, overrides: list[str]) -> DictConfig:
         _check_overrides(verb, overrides)
         try:
             config = compose(verb, overrides)
+            missing = sorted(OmegaConf.missing_keys(config))
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(_first_line(error)) from error
-    missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         needed = " ".join(f"{key}=..." for key in missing)
         raise UserError(f"scripts/{verb}.py needs {needed}. See: python scripts/{verb}.py --help")
@@ -110,7 +110,8 @@ def _guarded(action: Callable[[], int | None]) -> int:
         print(f"{who}: {error}", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt as error:
-        print(f"interrupted. {error or 'Run the same command again.'}", file=sys.stderr, flush=True)
+        remedy = str(error) or "Run the same command again."
+        print(f"interrupted. {remedy}", file=sys.stderr, flush=True)
         return INTERRUPTED
 
 
@@ -130,6 +131,8 @@ def _check_overrides(verb: str, overrides: list[str]) -> None:
     for override in overrides:
         try:
             parsed = OverridesParser.create().parse_override(override)
+            if not parsed.key_or_group:
+                raise HydraException("no key before the equals sign")
         except HydraException as error:
             raise UserError(
                 f"Cannot read {override!r}; overrides look like key=value. Quote a value with "
