@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import wfdb
 import yaml
 from omegaconf import OmegaConf
 
@@ -17,7 +18,6 @@ from ecgfounder_train.core.pseudonyms import Secret
 from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.records import STANDARD_LEADS, SignalProfile
 from ecgfounder_train.shards import BuildOptions, ShardSet, build_shards
-from ecgfounder_train.simulate.wfdb_write import header_text, quantise
 from ecgfounder_train.splits import PatientSplit
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -50,13 +50,20 @@ def write_record(root: Path, number: int, duration_s: float, values: np.ndarray)
     signal = rng.normal(0, 0.2, (12, len(time))) + rng.normal(0, 0.5, (12, 1))
     for label in np.flatnonzero(values):
         signal += rng.uniform(0.2, 1, (12, 1)) * np.sin(2 * np.pi * 3 * (label + 1) * time)
-    digital = quantise(signal.astype(np.float32), 1000.0)
     stem = f"{PATIENT.format(number)}_20190317"
     folder = root / f"S{number % 2}"
     folder.mkdir(parents=True, exist_ok=True)
-    header = header_text(stem, digital, STANDARD_LEADS, FS, 1000.0, 0, ".dat")
-    (folder / f"{stem}.hea").write_text(header)
-    digital.tofile(folder / f"{stem}.dat")
+    wfdb.wrsamp(
+        stem,
+        fs=FS,
+        units=["mV"] * 12,
+        sig_name=list(STANDARD_LEADS),
+        p_signal=signal.T.round(3),
+        fmt=["16"] * 12,
+        adc_gain=[1000.0] * 12,
+        baseline=[0] * 12,
+        write_dir=str(folder),
+    )
     return f"{folder.name}/{stem}"
 
 

@@ -13,7 +13,7 @@ from ecgfounder_train.training.pretrain import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
 
-# Dropout and BatchNorm see a rank's part of a batch, mixup its neighbours there; all else must agree.
+# Dropout and BatchNorm see a rank's part of a batch, mixup its neighbours there; the rest agrees.
 SETTINGS = (
     "data.batch_size_per_rank=4",
     "augmentation.circular_shift=1.0",

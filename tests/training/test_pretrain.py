@@ -243,7 +243,7 @@ def test_weights_ruined_by_the_last_step_before_a_validation_are_not_saved(
     pretrain: Pretrain,
 ) -> None:
     run = pretrain("budget.max_epochs=1")
-    with pytest.raises(UserError, match="NaN.*the last good checkpoint"):
+    with pytest.raises(UserError, match=r"NaN.*the last good checkpoint"):
         # One step, whose gradient is finite, then a validation.
         pretrain("budget.max_samples=79", "optimizer.lr=1e38")
     assert run_tools.latest_step(run) == 4

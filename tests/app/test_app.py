@@ -1,0 +1,272 @@
+"""The command line: what composes, what is refused and in which words."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from ecgfounder_train import app
+from ecgfounder_train.core.errors import RejectedRecordError, RejectReason, UserError
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+VERBS = sorted(path.stem for path in app.CONFIGS.glob("*.yaml"))
+# scripts/NAME.py without a config of that name is another issue's.
+REQUIRED = {
+    "pretrain": ["shards=DIR", "run=NAME"],
+    "prepare": ["shards=DIR", "source.root=DIR"],
+    "verify": ["shards=DIR"],
+    "evaluate": ["run=NAME"],
+    "predict": ["checkpoint=PATH", "input=GLOB"],
+    "simulate": ["out=DIR"],
+}
+
+
+def groups(verb: str) -> list[str]:
+    config = yaml.safe_load((app.CONFIGS / f"{verb}.yaml").read_text())
+    names = [
+        str(key).removeprefix("optional ").removeprefix("override ")
+        for entry in config.get("defaults", [])
+        if isinstance(entry, dict)
+        for key in entry
+    ]
+    return [name for name in names if (app.CONFIGS / name).is_dir()]
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (app.CONFIGS / group).glob("*.yaml"))
+
+
+EVERY_CHOICE = [
+    (verb, group, choice) for verb in VERBS for group in groups(verb) for choice in choices(group)
+]
+
+
+def required(verb: str) -> list[str]:
+    return REQUIRED.get(verb, [])
+
+
+def start(
+    verb: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, task: Any = None
+) -> int:
+    """Run a script's entry point in this process and return its exit status."""
+    monkeypatch.setattr(sys, "argv", [f"{verb}.py", *arguments])
+
+    def unreachable(config: dict[str, Any]) -> None:
+        raise AssertionError("the task must not start")
+
+    with pytest.raises(SystemExit) as stop:
+        app.run(verb, task or unreachable)
+    return int(stop.value.code or 0)
+
+
+def test_every_group_of_the_configs_is_covered() -> None:
+    folders = {path.name for path in app.CONFIGS.iterdir() if path.is_dir()}
+    covered = {group for _, group, _ in EVERY_CHOICE}
+    assert {f for f in folders if choices(f)} <= covered
+    assert set(REQUIRED) <= set(VERBS)
+
+
+@pytest.mark.parametrize(("verb", "group", "choice"), EVERY_CHOICE)
+def test_every_choice_of_every_group_composes(verb: str, group: str, choice: str) -> None:
+    extra = ["source.root=DIR"] if group == "source" else []
+    arguments = list(dict.fromkeys([*required(verb), *extra, f"{group}={choice}"]))
+    config = app.compose_config(verb, arguments)
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict) and "???" not in str(plain)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_defaults_compose_with_nothing_but_what_is_required(verb: str) -> None:
+    config = app.compose_config(verb, required(verb))
+    assert not OmegaConf.missing_keys(config)
+
+
+@pytest.mark.parametrize("choice", choices("experiment"))
+def test_every_experiment_has_settings_that_are_accepted(choice: str) -> None:
+    from ecgfounder_train.loader.transforms import Augmentation
+    from ecgfounder_train.losses import create_loss
+    from ecgfounder_train.training.keeper import CheckpointSettings
+    from ecgfounder_train.training.module import OptimizerSettings
+    from ecgfounder_train.training.schedules import create_schedule
+    from ecgfounder_train.training.settings import Budget, DataSettings, EmaSettings, RunSettings
+
+    composed = app.compose_config("pretrain", [*required("pretrain"), f"experiment={choice}"])
+    config = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(config, dict)
+    RunSettings.from_config(config)  # type: ignore[arg-type]
+    for settings, section in (
+        (Augmentation, "augmentation"),
+        (CheckpointSettings, "checkpoint"),
+        (OptimizerSettings, "optimizer"),
+        (Budget, "budget"),
+        (DataSettings, "data"),
+        (EmaSettings, "ema"),
+    ):
+        settings.from_config(config[section])  # type: ignore[attr-defined]
+    create_schedule(config["schedule"])
+    loss = dict(config["loss"])
+    create_loss(loss.pop("name"), **loss)
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "message"),
+    [
+        ("pretrain", ["optimizer.learning_rate=1"], "no key 'optimizer.learning_rate'"),
+        ("pretrain", ["data.global_batchsize=8"], "Did you mean 'data.global_batch_size'"),
+        ("pretrain", ["optimiser=adamw"], "Did you mean 'optimizer'"),
+        ("pretrain", ["model=net1d_31"], "There is no model=net1d_31. Did you mean 'net1d_31m'"),
+        ("pretrain", ["schedule=xyz"], "Valid: constant, cosine, one_cycle, step"),
+        ("pretrain", ["experiment=ptbxl"], "There is no experiment=ptbxl."),
+        ("pretrain", [], "scripts/pretrain.py needs run=... shards=..."),
+        ("prepare", ["shards=x"], "needs source.root=..."),
+        ("prepare", ["labels=ptbxl_super"], "Did you mean 'ptbxl_super5'"),
+        ("prepare", ["signal=papr"], "Did you mean 'paper'"),
+        ("evaluate", ["checkpoint=best"], "needs run=..."),
+        ("predict", ["chekpoint=x"], "Did you mean 'checkpoint'"),
+        ("predict", ["checkpoint"], "Cannot read 'checkpoint'"),
+        ("pretrain", ["run=[a"], "Cannot read 'run=[a'"),
+        ("pretrain", ["=5"], "Cannot read '=5'"),
+        ("pretrain", ["run=a", "run=b", "shards=${nothing}"], "nothing"),
+    ],
+)
+def test_mistake_on_the_command_line_exits_1_with_the_nearest_names(
+    verb: str,
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert start(verb, arguments, monkeypatch) == 1
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert shown.err.startswith("error: ") and "Traceback" not in shown.err
+
+
+def test_group_of_another_verb_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start("verify", ["shards=x", "model=net1d_1m"], monkeypatch) == 1
+    assert "model" in capsys.readouterr().err
+
+
+def test_added_and_nested_keys_reach_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    arguments = [
+        *required("pretrain"),
+        "+model.widths=[16,32]",
+        "optimizer.lr=1e-4",
+        "model=net1d_2m",
+    ]
+
+    def task(config: dict[str, Any]) -> None:
+        seen.update(config)
+
+    assert start("pretrain", arguments, monkeypatch, task) == 0
+    assert seen["model"]["name"] == "net1d_2m" and seen["model"]["widths"] == [16, 32]
+    assert seen["optimizer"]["lr"] == 1e-4 and type(seen) is dict
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (UserError("mend it"), 1, "error: mend it"),
+        (RejectedRecordError(RejectReason.ALL_ZERO, "flat"), 1, "error: all_zero: flat"),
+        (KeyboardInterrupt(), 130, "interrupted. Run the same command again."),
+        (KeyboardInterrupt("Half is done."), 130, "interrupted. Half is done."),
+    ],
+)
+def test_exit_status_and_message_follow_from_the_error(
+    error: BaseException,
+    status: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def task(config: dict[str, Any]) -> None:
+        raise error
+
+    assert start("verify", ["shards=x"], monkeypatch, task) == status
+    assert message in capsys.readouterr().err
+
+
+def test_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def task(config: dict[str, Any]) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sys, "argv", ["verify.py", "shards=x"])
+    with pytest.raises(ZeroDivisionError):
+        app.run("verify", task)
+
+
+def test_error_of_another_rank_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def task(config: dict[str, Any]) -> None:
+        raise UserError("shard 3 is damaged")
+
+    monkeypatch.setenv("RANK", "5")
+    assert start("verify", ["shards=x"], monkeypatch, task) == 1
+    assert "error on rank 5: shard 3 is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_prints_every_key_with_its_comment(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start(verb, ["--help"], monkeypatch) == 0
+    page = capsys.readouterr().out
+    config = app.compose_config(verb, required(verb))
+    shown = {line.strip().split("=")[0]: line.strip() for line in page.splitlines() if "=" in line}
+    own = yaml.safe_load((app.CONFIGS / f"{verb}.yaml").read_text())
+    chosen = set(groups(verb))
+    for key in app._dotted_keys(config):
+        node = OmegaConf.select(config, key)
+        if OmegaConf.is_config(node) and len(node):
+            continue
+        top = key.split(".")[0]
+        if top in own or top in chosen:
+            assert any(key == name or key.startswith(f"{name}.") for name in shown), key
+    for name, line in shown.items():
+        if name in own or name.split(".")[0] in own:
+            assert len(line.split(None, 1)) == 2, f"no comment: {line}"
+    for group in groups(verb):
+        assert all(choice in page for choice in choices(group))
+
+
+def test_sweep_with_a_failing_job_exits_1(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(SCRIPTS / "verify.py"),
+            "--multirun",
+            "shards=nowhere",
+            "sample=1,2",
+            f"hydra.sweep.dir={tmp_path / 'sweep'}",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout.count("run prepare again") == 2 and "Traceback" not in done.stderr
+
+
+def test_script_as_a_command_reports_a_mistake_without_traceback(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "pretrain.py"), "shards=nowhere", "run=a", "modle=x"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "error: There is no key 'modle' (in 'modle=x'). Did you mean 'model'"
+    )
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
