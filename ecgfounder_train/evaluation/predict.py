@@ -125,18 +125,20 @@ class RecordPredictions:
         """Return record, status, number of windows, reject reason, and a probability per label."""
         with np.errstate(over="ignore"):
             probability = 1 / (1 + np.exp(-self.logits))
+        schema = {
+            "record": pl.String,
+            "status": pl.String,
+            "detail": pl.String,
+            "num_windows": pl.Int64,
+        }
         good = pl.DataFrame(
-            {"record": self.records, "status": "ok", "detail": "", "num_windows": self.num_windows},
-            schema_overrides={"record": pl.String, "num_windows": pl.Int64},
+            [(name, "ok", "", n) for name, n in zip(self.records, self.num_windows, strict=True)],
+            schema=schema,
+            orient="row",
         ).hstack(pl.DataFrame(probability, schema=list(self.labels)))
         bad = pl.DataFrame(
             [(name, reason, detail, 0) for name, reason, detail in self.rejected],
-            schema={
-                "record": pl.String,
-                "status": pl.String,
-                "detail": pl.String,
-                "num_windows": pl.Int64,
-            },
+            schema=schema,
             orient="row",
         )
         return pl.concat([good, bad], how="diagonal").sort("record")
