@@ -1,13 +1,16 @@
 """Two ranks on one machine (gloo) do what one does."""
 
+import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import run_tools
 import tiny_set
 
 from ecgfounder_train.core.run_directory import RunDirectory
+from ecgfounder_train.loader import EpochPlan
 from ecgfounder_train.shards import ShardSet
 from ecgfounder_train.training.pretrain import train
 
@@ -100,3 +103,23 @@ def test_signal_to_one_rank_stops_both_and_one_rank_goes_on(
     for a, b in zip(mine, theirs, strict=True):
         if a["train/loss"]:
             assert float(a["train/loss"]) == pytest.approx(float(b["train/loss"]), rel=1e-4)
+
+
+def test_damage_that_one_rank_meets_ends_both_with_its_name(
+    tiny_shards: ShardSet, tmp_path: Path
+) -> None:
+    folder = tmp_path / "shards"
+    shutil.copytree(tiny_shards.folder, folder)
+    # The row that rank 1 reads last in the first micro-batch of the second step.
+    plan = EpochPlan(len(tiny_shards.rows("train")), 0, tiny_shards.manifest.fingerprint)
+    sample = plan.samples_at(0, np.array([16 + 7]))[0]
+    entry = tiny_shards.index[tiny_shards.rows("train")[sample]]
+    path = folder / tiny_shards.shard_path(int(entry["shard"])).name
+    with path.open("r+b") as handle:
+        handle.seek(int(entry["offset"]) + tiny_shards.layout.ecg.offset + 40)
+        handle.write(b"\xaa\x55\xaa\x55")
+    process = run_tools.command(arguments(ShardSet.open(folder), tmp_path))
+    output, _ = process.communicate(timeout=run_tools.TIMEOUT_S)
+    assert process.returncode != 0
+    assert f"error on rank 1: The sample at byte {int(entry['offset']):,} of shard" in output
+    assert path.name in output
