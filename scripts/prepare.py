@@ -29,6 +29,8 @@ def main(config: dict[str, Any]) -> None:
     catalog = build_catalog(table, vocabulary, secret, split, source_name=name)
     write_catalog(private / "catalog.parquet", catalog)
     print(f"Catalog: {catalog.frame.height:,} records found.", flush=True)
+    for warning in catalog.warnings:
+        print(f"warning: {warning}", flush=True)
     manifest = build_shards(
         catalog.frame,
         config["shards"],
