@@ -1,15 +1,38 @@
-"""Metrics per label with an observed mask: pure numpy and torch, NaN where undefined."""
+"""Metrics per label with an observed mask: intervals by patient, NaN with its reason."""
 
+from ecgfounder_train.metrics.bootstrap import bootstrap
+from ecgfounder_train.metrics.calibration import Calibration, fit_calibration
 from ecgfounder_train.metrics.clusters import MIN_PATIENTS, Clusters, clusters_from_keys
+from ecgfounder_train.metrics.comparison import (
+    Comparison,
+    MacroDifference,
+    RunScores,
+    compare_runs,
+    holm,
+)
 from ecgfounder_train.metrics.curves import (
     CalibrationCurve,
     OperatingPoints,
     calibration_curve,
     operating_points,
 )
+from ecgfounder_train.metrics.decisions import (
+    decision_intervals,
+    decision_table,
+    f1,
+    npv,
+    ppv,
+    sensitivity,
+    specificity,
+)
 from ecgfounder_train.metrics.estimates import Estimates, MacroEstimate
 from ecgfounder_train.metrics.histogram import HistogramAuroc
 from ecgfounder_train.metrics.intervals import RankingIntervals, ranking_intervals
+from ecgfounder_train.metrics.probabilities import (
+    brier,
+    calibration_error,
+    probability_intervals,
+)
 from ecgfounder_train.metrics.ranking import (
     Macro,
     RankingMetrics,
@@ -18,24 +41,55 @@ from ecgfounder_train.metrics.ranking import (
     macro,
     ranking_metrics,
 )
+from ecgfounder_train.metrics.subgroups import (
+    Subgroup,
+    age_bands,
+    rate_names,
+    subgroup_intervals,
+)
+from ecgfounder_train.metrics.thresholds import Thresholds, fit_thresholds
 
 __all__ = [
     "MIN_PATIENTS",
+    "Calibration",
     "CalibrationCurve",
     "Clusters",
+    "Comparison",
     "Estimates",
     "HistogramAuroc",
     "Macro",
+    "MacroDifference",
     "MacroEstimate",
     "OperatingPoints",
     "RankingIntervals",
     "RankingMetrics",
+    "RunScores",
+    "Subgroup",
+    "Thresholds",
+    "age_bands",
     "auroc",
     "average_precision",
+    "bootstrap",
+    "brier",
     "calibration_curve",
+    "calibration_error",
     "clusters_from_keys",
+    "compare_runs",
+    "decision_intervals",
+    "decision_table",
+    "f1",
+    "fit_calibration",
+    "fit_thresholds",
+    "holm",
     "macro",
+    "npv",
     "operating_points",
+    "ppv",
+    "probability_intervals",
     "ranking_intervals",
     "ranking_metrics",
+    "rate_names",
+    "sensitivity",
+    "specificity",
+    "subgroup_intervals",
 ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,12 @@ class Clusters:
     num_clusters: int
     by: str = "patient"
     num_unknown: int = 0
+
+    @cached_property
+    def num_records(self) -> NDArray[np.int64]:
+        """How many records each cluster has, shape (num_clusters,)."""
+        counts: NDArray[np.int64] = np.bincount(self.codes, minlength=self.num_clusters)
+        return counts
 
     @property
     def note(self) -> str:

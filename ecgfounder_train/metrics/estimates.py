@@ -1,7 +1,7 @@
 """A metric per label with its 95 % interval, and the mean over labels with its own."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,3 +110,73 @@ def wilson_interval(
         centre = (value + z**2 / (2 * size)) / (1 + z**2 / size)
         half = z / (1 + z**2 / size) * np.sqrt(value * (1 - value) / size + z**2 / (4 * size**2))
     return np.maximum(centre - half, 0.0), np.minimum(centre + half, 1.0)
+
+
+class Collector:
+    """What becomes one metric's `Estimates`, label by label.
+
+    Keeps per label the influence of each patient at unit length, so that products are correlations
+    and single precision suffices.
+    """
+
+    def __init__(self, metric: str, num_labels: int, num_patients: int, level: float) -> None:
+        self.metric, self.level = metric, level
+        self._directions = np.zeros((num_labels, num_patients), np.float32)
+        self._value, self._error, self._size = (np.full(num_labels, np.nan) for _ in range(3))
+        self._positives = np.zeros((2, num_labels), np.int64)
+        self._reasons: list[str | None] = [None] * num_labels
+
+    def add(
+        self,
+        index: int,
+        value: float,
+        reason: str | None,
+        positives: tuple[int, int],
+        spread: tuple[float, Float],
+        largest_size: float = np.nan,
+    ) -> None:
+        """Take one label in.
+
+        Args:
+            reason: Why there is no value or no interval, None if there are both.
+            positives: Records, patients.
+            spread: Variance, and the influence per patient; ignored where there is a reason.
+            largest_size: Observations of a proportion, see `wilson_interval`.
+        """
+        self._value[index], self._reasons[index] = value, reason
+        self._positives[:, index] = positives
+        self._size[index] = largest_size
+        if reason is None or reason.startswith(NO_VARIANCE):
+            # Rounding leaves a variance of 1e-34 or so; it must not become an interval.
+            variance, influence = spread
+            length = np.sqrt(np.einsum("p,p->", influence, influence))
+            known = reason is None and variance > 1e-24
+            self._error[index] = np.sqrt(variance) if known else 0.0
+            if known and length > 0:
+                self._directions[index] = influence / length
+
+    def estimates(self, interval: Literal["logit", "wilson", "none"] = "logit") -> Estimates:
+        """Return everything taken in, with intervals of the given kind."""
+        lower = upper = np.full_like(self._value, np.nan)
+        if interval == "logit":
+            lower, upper = logit_interval(self._value, self._error, self.level)
+        elif interval == "wilson":
+            lower, upper = wilson_interval(self._value, self._error, self._size, self.level)
+        reasons = [
+            reason or (NO_VARIANCE if interval != "none" and np.isnan(low) else None)
+            for reason, low in zip(self._reasons, lower, strict=True)
+        ]
+        correlation = (self._directions @ self._directions.T).astype(np.float64)
+        np.fill_diagonal(correlation, 1.0)
+        return Estimates(
+            self.metric,
+            self._value,
+            lower,
+            upper,
+            self._error,
+            self._positives[0],
+            self._positives[1],
+            tuple(reasons),
+            correlation * self._error[:, None] * self._error[None, :],
+            self.level,
+        )

@@ -23,10 +23,10 @@ from ecgfounder_train.metrics.estimates import (
     FEW_NEGATIVE_PATIENTS,
     FEW_POSITIVE_PATIENTS,
     NO_VARIANCE,
+    Collector,
     Estimates,
-    logit_interval,
 )
-from ecgfounder_train.metrics.kernels import ascending, components, in_threads
+from ecgfounder_train.metrics.kernels import components, in_threads, sort_marks
 
 Float = NDArray[np.float64]
 Column = tuple[NDArray[np.floating], NDArray[np.bool_], NDArray[np.bool_] | None]
@@ -74,6 +74,12 @@ class LabelRanking:
             return FEW_POSITIVE_PATIENTS
         return FEW_NEGATIVE_PATIENTS if self.negative_patients < MIN_PATIENTS else None
 
+    def without_variance(self, value: float) -> str | None:
+        """Why the value does not vary between patients although there are enough; else None."""
+        if self.constant:
+            return f"{NO_VARIANCE}: all scores are equal"
+        return f"{NO_VARIANCE}: the classes are separated" if value in (0.0, 1.0) else None
+
 
 def undefined_reason(num_positives: int, num_observed: int) -> str | None:
     """Return why a label's ranking has no value, None where it has."""
@@ -112,46 +118,58 @@ def ranking_intervals(
     clusters = as_clusters(patients, len(np.asarray(logits)))
     columns = masked_columns(logits, targets, observed, labels)
     rows = in_threads(lambda column: rank_label(column, clusters), columns, num_threads)
-    areas = _Collected("auroc", clusters.num_clusters, np.asarray(logits).shape[1], level)
-    precisions = _Collected("average_precision", *areas.shape, level)
+    shape = (np.asarray(logits).shape[1], clusters.num_clusters)
+    areas = Collector("auroc", *shape, level)
+    precisions = Collector("average_precision", *shape, level)
     for index, row in enumerate(rows):
-        areas.add(index, row, row.auroc, *area_influence(row))
-        precisions.add(index, row, row.average_precision, *precision_influence(row))
+        positives = (row.num_positives, row.positive_patients)
+        for collector, value, spread in (
+            (areas, row.auroc, area_influence),
+            (precisions, row.average_precision, precision_influence),
+        ):
+            reason = row.undefined or row.few or row.without_variance(value)
+            known = (np.nan, row.precision) if row.undefined else spread(row)
+            collector.add(index, value, reason, positives, known)
     return RankingIntervals(areas.estimates(), precisions.estimates())
 
 
 def rank_label(column: Column, clusters: Clusters) -> LabelRanking:
     """Return the ranking metrics of one column of scores and its patients' shares in them."""
     scores, positive, chosen = column
-    codes = clusters.codes if chosen is None else clusters.codes[chosen]
+    codes, records = clusters.codes, clusters.num_records
+    if chosen is not None:
+        codes = codes[chosen]
+        records = np.bincount(codes, minlength=clusters.num_clusters)
     if scores.dtype not in (np.float32, np.float64):
         scores = scores.astype(np.float32 if scores.dtype == np.float16 else np.float64)
     total, num_positives = len(scores), int(np.count_nonzero(positive))
     num_negatives = total - num_positives
+    patients = int(np.count_nonzero(records))
     if num_positives == 0 or num_negatives == 0:
         none = np.zeros(0)
-        patients = len(np.unique(codes))
         counts = (patients, 0) if num_positives else (0, patients)
         return LabelRanking(
             num_positives, total, *counts, patients, np.nan, np.nan, none, none, none, False
         )
-    sums = np.zeros((clusters.num_clusters, 5))
-    order = ascending(scores)
-    twice_wins, precision = components(order, scores, positive, codes, num_positives, sums)
+    keys, marks = sort_marks(scores, 2 * codes + positive)
+    of_positives = np.zeros((clusters.num_clusters, 3))
+    of_negatives = np.zeros((clusters.num_clusters, 2))
+    twice_wins, precision = components(keys, marks, num_positives, of_positives, of_negatives)
     area = twice_wins / (2 * num_positives * num_negatives)
-    positives, negatives = sums[:, 0], sums[:, 1]
+    positives = of_positives[:, 0]
+    negatives = records - positives
     return LabelRanking(
         num_positives,
         total,
         int(np.count_nonzero(positives)),
         int(np.count_nonzero(negatives)),
-        int(np.count_nonzero(positives + negatives)),
+        patients,
         area,
         precision,
-        (sums[:, 2] - area * positives) / num_positives,
-        (sums[:, 3] - area * negatives) / num_negatives,
-        (sums[:, 4] - precision * positives) / num_positives,
-        bool(scores[order[0]] == scores[order[-1]]),
+        (of_positives[:, 1] - area * positives) / num_positives,
+        (of_negatives[:, 0] - area * negatives) / num_negatives,
+        (of_positives[:, 2] + of_negatives[:, 1] - precision * positives) / num_positives,
+        bool(keys[0] == keys[-1]),
     )
 
 
@@ -168,9 +186,9 @@ def obuchowski(
     Takes the deviations apart from the label's counts, so that the difference of two runs on the
     same records has its variance from the same formula.
     """
-    within = _corrected(float(from_positives @ from_positives), row.positive_patients)
-    within += _corrected(float(from_negatives @ from_negatives), row.negative_patients)
-    between = 2 * _corrected(float(from_positives @ from_negatives), row.patients)
+    within = corrected(dot(from_positives, from_positives), row.positive_patients)
+    within += corrected(dot(from_negatives, from_negatives), row.negative_patients)
+    between = 2 * corrected(dot(from_positives, from_negatives), row.patients)
     return within + between, from_positives + from_negatives
 
 
@@ -179,63 +197,14 @@ def precision_influence(row: LabelRanking) -> tuple[float, Float]:
 
     The positives decide nearly all of it, hence the small-sample correction by their patients.
     """
-    variance = _corrected(float(row.precision @ row.precision), row.positive_patients)
+    variance = corrected(dot(row.precision, row.precision), row.positive_patients)
     return variance, row.precision
 
 
-def _corrected(sum_of_squares: float, count: int) -> float:
+def dot(first: Float, second: Float) -> float:
+    """Return the inner product in one thread: BLAS would start its own in each of ours."""
+    return float(np.einsum("p,p->", first, second))
+
+
+def corrected(sum_of_squares: float, count: int) -> float:
     return sum_of_squares * count / (count - 1) if count > 1 else np.nan
-
-
-class _Collected:
-    """What becomes one metric's `Estimates`, label by label."""
-
-    def __init__(self, metric: str, num_patients: int, num_labels: int, level: float) -> None:
-        self.metric, self.level = metric, level
-        self.shape = (num_patients, num_labels)
-        self.influence = np.zeros((num_labels, num_patients))
-        self.value, self.error = np.full(num_labels, np.nan), np.full(num_labels, np.nan)
-        self.counts = np.zeros((2, num_labels), np.int64)
-        self.reasons: list[str | None] = [None] * num_labels
-
-    def add(
-        self, index: int, row: LabelRanking, value: float, variance: float, influence: Float
-    ) -> None:
-        self.counts[:, index] = row.num_positives, row.positive_patients
-        self.value[index] = value
-        self.reasons[index] = row.undefined or row.few
-        if self.reasons[index] is None:
-            self.error[index] = np.sqrt(max(variance, 0.0))
-            self.influence[index] = influence
-            if row.constant or value in (0.0, 1.0):
-                # Rounding leaves 1e-17 or so; it must not become an interval of that width.
-                self.error[index], self.influence[index] = 0.0, 0.0
-                said = "all scores are equal" if row.constant else "the classes are separated"
-                self.reasons[index] = f"{NO_VARIANCE}: {said}"
-
-    def estimates(self) -> Estimates:
-        lower, upper = logit_interval(self.value, self.error, self.level)
-        return Estimates(
-            self.metric,
-            self.value,
-            lower,
-            upper,
-            self.error,
-            self.counts[0],
-            self.counts[1],
-            tuple(self.reasons),
-            covariance_of(self.influence, self.error),
-            self.level,
-        )
-
-
-def covariance_of(influence: Float, error: Float) -> Float:
-    """Return the covariance over labels: correlations of the influence, variances of `error`.
-
-    Shape:
-        influence: (K, num_patients). error: (K,); NaN rows stay NaN. result: (K, K).
-    """
-    norms = np.sqrt(np.einsum("kp,kp->k", influence, influence))
-    scale = np.divide(error, norms, out=np.where(np.isnan(error), np.nan, 0.0), where=norms > 0)
-    covariance: Float = (influence @ influence.T) * scale[:, None] * scale[None, :]
-    return covariance
