@@ -1,4 +1,4 @@
-"""Write a synthetic archive in the layout of HEEDB 5.0. See --help."""
+"""Write a synthetic archive in the layout of HEEDB, or a gallery of what is in one. See --help."""
 
 from typing import Any
 
@@ -7,6 +7,9 @@ from ecgfounder_train import app
 
 def main(config: dict[str, Any]) -> None:
     """Write the archive and say what is in it."""
+    if config["gallery"]:
+        write_gallery(config)
+        return
     from ecgfounder_train.core.progress import ProgressMeter
     from ecgfounder_train.simulate import write_archive
 
@@ -17,6 +20,20 @@ def main(config: dict[str, Any]) -> None:
         f"{summary.root}, {summary.num_bad:,} of them bad on purpose."
     )
     print(f"Next: python scripts/prepare.py source=heedb source.root={summary.root} shards=DIR")
+
+
+def write_gallery(config: dict[str, Any]) -> None:
+    """Write the pictures and say where they are."""
+    from ecgfounder_train.figures.ecg_strip import strip_figure, strip_png
+    from ecgfounder_train.simulate import gallery
+
+    pictures = gallery.write_gallery(
+        config["gallery"],
+        lambda *strip: strip_png(strip_figure(*strip, mark="Simulated")),
+        int(config["seed"]),
+    )
+    total_kb = sum(picture.stat().st_size for picture in pictures) / 1000
+    print(f"{len(pictures)} pictures, {total_kb:.0f} kB, in {config['gallery']}.")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ecgfounder_train.core.errors import UserError, did_you_mean
-from ecgfounder_train.simulate.statements import prevalences
+from ecgfounder_train.simulate.prevalence import prevalences
 
 SITES = ("I0001", "I0006")
 
@@ -13,6 +13,7 @@ DEFAULTS: dict[str, Any] = {
     "num_patients": 400,
     "seed": 0,
     "num_workers": 1,
+    "layout": "5.0",
     "write_signals": True,
     "duration_s": 10.0,
     "fs_500_share": 0.7,
@@ -56,15 +57,27 @@ DEFAULTS: dict[str, Any] = {
     "missing_age": 0.01,
     "nonpositive_age": 0.004,
     "missing_sex": 0.004,
-    "poor_quality": 0.03,
-    "arm_leads_reversed": 0.004,
+    "recording": {
+        "poor_quality": 0.03,
+        "mains_hum": 0.03,
+        "motion": 0.02,
+        "clipping": 0.002,
+        "lead_off": 0.003,
+        "arm_leads_reversed": 0.004,
+        "leg_lead_reversed": 0.001,
+        "chest_leads_reversed": 0.002,
+    },
+    "mains_hz": 60.0,
     "weakened_statements": 0.25,
+    "missed_positives": 0.02,
     "software_disagreement": 0.06,
+    "software_additions": 0.05,
     "prevalences": {},
 }
 """`out` has no default. Shares are of records unless the name says patients."""
 
-_NOT_RATES = {"num_patients", "seed", "num_workers", "duration_s", "blank_patient_ids"}
+LAYOUTS = ("5.0", "4.0", "2.0")
+_NOT_RATES = {"num_patients", "seed", "num_workers", "duration_s", "blank_patient_ids", "mains_hz"}
 
 
 def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,8 +100,9 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
                 f"sites.{site}.ecgs_per_patient is {settings['sites'][site]['ecgs_per_patient']}; "
                 "every patient has at least 1."
             )
-    for name, value in settings["bad_records"].items():
-        _check_rate(f"bad_records.{name}", value)
+    for group in ("bad_records", "recording"):
+        for name, value in settings[group].items():
+            _check_rate(f"{group}.{name}", value)
     if (total := sum(settings["bad_records"].values())) > 1:
         raise UserError(f"bad_records add up to {total:.3g}; a record is bad in one way at most.")
     if abs((total := sum(settings["sites"][site]["share"] for site in SITES)) - 1) > 1e-6:
@@ -100,6 +114,8 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError("blank_patient_ids is negative; 0 gives none.")
     if not 5 <= settings["duration_s"] <= 60:
         raise UserError(f"duration_s is {settings['duration_s']}; 5 to 60 seconds are possible.")
+    if settings["mains_hz"] not in (50.0, 60.0):
+        raise UserError(f"mains_hz is {settings['mains_hz']:g}; the mains hum at 50 or at 60 Hz.")
     settings["prevalences"] = prevalences(settings["prevalences"])
     return settings
 
@@ -117,6 +133,12 @@ def _merge(settings: dict[str, Any], changes: Mapping[str, Any], where: str) -> 
             if not isinstance(value, Mapping):
                 raise UserError(f"{name} is {value!r}; it holds settings of its own.")
             _merge(default, value, f"{name}.")
+        elif isinstance(default, str):
+            # On a command line 5.0 is a number.
+            text = f"{value:.1f}" if isinstance(value, (int, float)) else str(value)
+            if text not in LAYOUTS:
+                raise UserError(f"{name} is {value!r}; one of {', '.join(LAYOUTS)} is needed.")
+            settings[key] = text
         elif isinstance(default, bool):
             if not isinstance(value, bool):
                 raise UserError(f"{name} is {value!r}; true or false is needed.")

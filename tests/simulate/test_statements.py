@@ -7,17 +7,12 @@ import pytest
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.simulate.dictionary import STATEMENTS
+from ecgfounder_train.simulate.morphology import INFARCTS
+from ecgfounder_train.simulate.patients import PatientState, sample_findings
+from ecgfounder_train.simulate.prevalence import PREVALENCES, prevalences
 from ecgfounder_train.simulate.rhythm import Findings
-from ecgfounder_train.simulate.statements import (
-    AGE_UNDETERMINED,
-    PREVALENCES,
-    WEAKENING,
-    PatientState,
-    prevalences,
-    sample_findings,
-    statements,
-)
-from ecgfounder_train.simulate.waveform import INFARCTS, check_findings
+from ecgfounder_train.simulate.statements import AGE_UNDETERMINED, WEAKENING, statements
+from ecgfounder_train.simulate.waveform import check_findings
 
 CLASSES = {1684, 1687, 1693, 1699}
 INFARCT_CODES = {700, 740, 760, 780, 801, 802, 810, 820}
@@ -104,6 +99,7 @@ def test_bundle_branch_block_hides_infarcts() -> None:
 
 _OTHER_CONDUCTION = (
     *("rbbb", "irbbb", "lafb", "ivcd", "rbbb_lafb", "rsr", "ilbbb", "lpfb", "wpw"),
+    *("ivcb", "rbbb_lpfb", "masked_infarct"),
 )
 
 

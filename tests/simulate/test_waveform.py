@@ -6,8 +6,8 @@ from scipy.signal import butter, find_peaks, sosfiltfilt
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.simulate import Anatomy, Findings, simulate_ecg
+from ecgfounder_train.simulate.morphology import FLAGS
 from ecgfounder_train.simulate.rhythm import CONDUCTED, RHYTHMS, make_beats
-from ecgfounder_train.simulate.waveform import FLAGS
 from ecgfounder_train.simulate.wfdb_write import quantise
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
@@ -77,15 +77,29 @@ def test_every_rhythm_is_drawn_and_finite(rhythm: str) -> None:
         assert 0.3 < np.ptp(signal) < 15.0
 
 
-@pytest.mark.parametrize("flag", sorted(FLAGS - {"weakened", "variable_av_block", "two_to_one"}))
+RHYTHM_OF = {
+    "competing_junctional": "atrial_fibrillation",
+    "fusion": "paced_ventricular",
+    "supraventricular_complexes": "paced_ventricular",
+    "atrial_fibrillation": "paced_ventricular",
+    "retrograde": "junctional",
+    "sinus_capture": "vt",
+    "variable_av_block": "atrial_flutter",
+    "two_to_one": "atrial_flutter",
+}
+WITH = {"weakened": "inferior_infarct", "acute": "inferior_infarct"}
+
+
+@pytest.mark.parametrize("flag", sorted(FLAGS))
 def test_every_finding_changes_the_signal(flag: str) -> None:
     anatomy = Anatomy.sample(np.random.default_rng(0))
-    assert (
-        not np.array_equal(
-            simulate_ecg(2, [flag], anatomy=anatomy, noise=1.0), simulate_ecg(2, anatomy=anatomy)
-        )
-        or flag == "atrial_fibrillation"
-    )  # A flag of paced rhythms only.
+    others = {WITH[flag]} if flag in WITH else set()
+    rhythm = RHYTHM_OF.get(flag, "sinus")
+    with_it, without = (
+        simulate_ecg(2, Findings(rhythm, 72.0, frozenset(flags)), anatomy=anatomy)
+        for flags in (others | {flag}, others)
+    )
+    assert np.abs(with_it - without).max() > 0.05
 
 
 @pytest.mark.parametrize("rate_bpm", [45.0, 62.0, 80.0, 110.0, 145.0])
