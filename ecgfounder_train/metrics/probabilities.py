@@ -140,9 +140,10 @@ def probability_intervals(
             for collector in (squares, errors):
                 collector.add(index, np.nan, NEVER_OBSERVED, positives, (np.nan, np.zeros(0)))
             continue
-        counts = np.bincount(codes, minlength=clusters.num_clusters).astype(np.float64)
-        sums: Float = np.bincount(codes, weights=error**2, minlength=clusters.num_clusters)
-        spread, _ = ratio_spread(sums, np.asarray(counts, np.float64))
+        size = clusters.num_clusters
+        counts = np.asarray(np.bincount(codes, minlength=size), np.float64)
+        sums = np.asarray(np.bincount(codes, weights=error**2, minlength=size), np.float64)
+        spread, _ = ratio_spread(sums, counts)
         few = FEW_POSITIVE_PATIENTS if positives[1] < MIN_PATIENTS else None
         squares.add(index, float(np.mean(error**2)), few, positives, spread)
         value = binned_error(error, equal_count_bins(guess, NUM_BINS))
