@@ -175,7 +175,16 @@ class RunKeeper(L.Callback):
         """Restore the optimizer, and open the log where the run stands."""
         module = _module(pl_module)
         if self._restored:
-            trainer.optimizers[0].load_state_dict(self._restored["optimizer"])
+            optimizer = trainer.optimizers[0]
+            # The moments are the checkpoint's; weight decay and betas are the command's, as every
+            # other setting is. load_state_dict would bring the old ones back without a word.
+            settings = [
+                {key: value for key, value in group.items() if key != "params"}
+                for group in optimizer.param_groups
+            ]
+            optimizer.load_state_dict(self._restored["optimizer"])
+            for group, wanted in zip(optimizer.param_groups, settings, strict=True):
+                group.update(wanted)
             if self._restored["precision"]:
                 trainer.precision_plugin.load_state_dict(self._restored["precision"])
             self._restored = None

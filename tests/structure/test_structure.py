@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "figures": "core",
     "records": "core",
     "labels": "core",
-    "simulate": "core records labels",
+    "simulate": "core records labels figures",
     "catalog": "records labels",
     "splits": "catalog",
     "shards": "records splits",
