@@ -54,8 +54,16 @@ def compose_config(verb: str, overrides: list[str]) -> DictConfig:
     """
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         _check_overrides(verb, overrides)
+        # Hydra takes any key that is also the name of a group for a choice of that group, though
+        # this script's config has it as a plain key (evaluate's split=val; prepare's split=official
+        # is a group). Those are set after composing, as they would have been.
+        own = _own_keys(verb)
+        plain = [item for item in overrides if item.split("=")[0] in own]
         try:
-            config = compose(verb, overrides)
+            config = compose(verb, [item for item in overrides if item not in plain])
+            for item in plain:
+                parsed = OverridesParser.create().parse_override(item)
+                config[str(parsed.key_or_group)] = parsed.value()
             missing = sorted(OmegaConf.missing_keys(config))
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(_first_line(error)) from error
@@ -127,6 +135,7 @@ def _to_plain(config: DictConfig) -> dict[str, Any]:
 def _check_overrides(verb: str, overrides: list[str]) -> None:
     """Raise with the nearest valid names where Hydra would only say what it could not do."""
     groups = sorted({path.parent.name for path in CONFIGS.glob("*/*.yaml")})
+    own = _own_keys(verb)
     chosen, keyed = [], []
     for override in overrides:
         try:
@@ -140,7 +149,7 @@ def _check_overrides(verb: str, overrides: list[str]) -> None:
                 f"({_first_line(error)})"
             ) from error
         key = str(parsed.key_or_group)
-        if key in groups and parsed.package is None and "." not in key:
+        if key in groups and key not in own and parsed.package is None and "." not in key:
             _check_choice(key, parsed.value())
             chosen.append(override)
         elif not (parsed.is_add() or parsed.is_force_add()):
@@ -154,6 +163,13 @@ def _check_overrides(verb: str, overrides: list[str]) -> None:
         if key not in known:
             hint = did_you_mean(key, known | (set(groups) & set(base)))
             raise UserError(f"There is no key {key!r} (in {override!r}).{hint}")
+
+
+def _own_keys(verb: str) -> set[str]:
+    """Return the plain keys of a script's config that share their name with a group."""
+    lines = (CONFIGS / f"{verb}.yaml").read_text().splitlines()
+    plain = {name for name, _, _ in _commented_keys(lines)}
+    return {path.name for path in CONFIGS.iterdir() if path.is_dir()} & plain
 
 
 def _check_choice(group: str, value: Any) -> None:

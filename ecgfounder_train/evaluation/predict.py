@@ -2,7 +2,7 @@
 
 import glob
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,25 @@ def predict_split(
     device: torch.device,
     batch_size: int,
     run_name: str = "",
+    crops: int = 1,
 ) -> Predictions:
     """Return the predictions of every window of a split, with its truth.
 
+    Args:
+        trained: The model.
+        shards: Made with its labels and its signal profile.
+        split: train, val or test.
+        device: Where the network runs.
+        batch_size: Windows per forward pass.
+        run_name: Stands in the prediction file.
+        crops: Pieces each window is cut into; their logits are averaged.
+
     Raises:
-        UserError: The shards have other labels or another signal profile than the model, or the
-            split is empty.
+        UserError: The shards have other labels or another signal profile than the model, the
+            split is empty, or a window does not divide into `crops`.
     """
     _check_batch_size(batch_size)
+    check_crops(trained, crops)
     require_same_data(trained, shards)
     rows = shards.rows(split)
     if not len(rows):
@@ -52,7 +63,7 @@ def predict_split(
     with ProgressMeter(f"evaluating {split}", len(rows), "ECG") as meter:
         for batch in batches:
             present = batch["present"].numpy()
-            logits.append(_forward(trained, batch, device)[present])
+            logits.append(_forward(trained, batch, device, crops)[present])
             targets.append(batch["targets"].numpy()[present])
             observed.append(batch["observed"].numpy()[present])
             meter.update(meter.done + int(present.sum()))
@@ -193,30 +204,22 @@ def predict_records(
     _check_batch_size(batch_size)
     if pool not in POOLS:
         raise UserError(f"pool={pool!r} is unknown. Valid: {', '.join(POOLS)}.")
+    rejected: list[tuple[str, str, str]] = []
     records: list[str] = []
     num_windows: list[int] = []
-    rejected: list[tuple[str, str, str]] = []
-    windows: list[dict[str, npt.NDArray[Any]]] = []
-    logits: list[npt.NDArray[np.float32]] = []
 
-    def flush(least: int) -> None:
-        while len(windows) >= max(least, 1):
-            part = windows[:batch_size]
-            del windows[:batch_size]
-            logits.append(_forward(trained, _collate(part), device))
+    def profiled() -> Iterator[ProfiledRecord]:
+        for path in track(paths, "predicting", len(paths)):
+            try:
+                record = trained.profile.apply(read_record(path))
+            except RejectedRecordError as error:
+                rejected.append((str(path), error.reason.value, error.detail))
+                continue
+            records.append(str(path))
+            num_windows.append(len(record.windows))
+            yield record
 
-    for path in track(paths, "predicting", len(paths)):
-        try:
-            profiled = trained.profile.apply(read_record(path))
-        except RejectedRecordError as error:
-            rejected.append((str(path), error.reason.value, error.detail))
-            continue
-        records.append(str(path))
-        num_windows.append(len(profiled.windows))
-        windows.extend(_window_arrays(profiled))
-        flush(batch_size)
-    flush(1)
-    every = np.concatenate(logits) if logits else np.zeros((0, len(trained.labels)), np.float32)
+    every = predict_windows(trained, profiled(), device, batch_size)
     pooled = np.zeros((len(records), len(trained.labels)), np.float32)
     start = 0
     for row, count in enumerate(num_windows):
@@ -224,6 +227,46 @@ def predict_records(
         pooled[row] = part.mean(0) if pool == "mean" else part.max(0)
         start += count
     return RecordPredictions(records, num_windows, pooled, trained.labels, rejected)
+
+
+def predict_windows(
+    trained: TrainedModel,
+    records: Iterable[ProfiledRecord],
+    device: torch.device,
+    batch_size: int,
+    crops: int = 1,
+) -> npt.NDArray[np.float32]:
+    """Return the logits of all windows of the records, in their order.
+
+    Shape: (number of windows, num_labels).
+    """
+    windows: list[dict[str, npt.NDArray[Any]]] = []
+    logits: list[npt.NDArray[np.float32]] = []
+
+    def flush(least: int) -> None:
+        while len(windows) >= max(least, 1):
+            part = windows[:batch_size]
+            del windows[:batch_size]
+            logits.append(_forward(trained, _collate(part), device, crops))
+
+    for record in records:
+        windows.extend(_window_arrays(record))
+        flush(batch_size)
+    flush(1)
+    return np.concatenate(logits) if logits else np.zeros((0, len(trained.labels)), np.float32)
+
+
+def check_crops(trained: TrainedModel, crops: int) -> None:
+    """Raise unless the model's windows divide into that many pieces.
+
+    Raises:
+        UserError: They do not.
+    """
+    if not isinstance(crops, int) or crops < 1 or trained.profile.num_samples % crops:
+        raise UserError(
+            f"crops={crops!r} does not divide a window of {trained.profile.num_samples} samples. "
+            "Use 1 for whole windows, 4 for 2.5 s pieces of 10 s."
+        )
 
 
 def _check_batch_size(batch_size: int) -> None:
@@ -250,12 +293,15 @@ def _collate(windows: Sequence[dict[str, npt.NDArray[Any]]]) -> dict[str, torch.
 
 @torch.inference_mode()
 def _forward(
-    trained: TrainedModel, batch: dict[str, Any], device: torch.device
+    trained: TrainedModel, batch: dict[str, Any], device: torch.device, crops: int = 1
 ) -> npt.NDArray[np.float32]:
     moved = {
         key: value.to(device) if isinstance(value, torch.Tensor) else value
         for key, value in batch.items()
     }
     signal, _, _ = trained.transform(moved, training=False)
-    logits: npt.NDArray[np.float32] = trained.model(signal).float().cpu().numpy()
+    num_windows, num_leads, _ = signal.shape
+    pieces = signal.reshape(num_windows, num_leads, crops, -1).movedim(2, 1).flatten(0, 1)
+    output = trained.model(pieces).float().reshape(num_windows, crops, -1).mean(1)
+    logits: npt.NDArray[np.float32] = output.cpu().numpy()
     return logits

@@ -1,6 +1,6 @@
 """The report of one evaluation: one HTML file with figures, and its table as CSV beside it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,25 +10,26 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from ecgfounder_train import __version__
+from ecgfounder_train.evaluation.assessment import DECISION_METRICS, Assessment, assess
+from ecgfounder_train.evaluation.decisions import Decisions
 from ecgfounder_train.evaluation.predictions import Predictions
-from ecgfounder_train.evaluation.tables import (
-    MIN_POSITIVES,
-    Summary,
-    label_table,
-    summarise,
-    write_label_csv,
-)
+from ecgfounder_train.evaluation.tables import MIN_POSITIVES, summarise, write_label_csv
 from ecgfounder_train.evaluation.training_log import read_training_log
 from ecgfounder_train.figures import (
     CalibrationPoints,
     Cell,
     Column,
     Curve,
+    ForestSeries,
     HtmlPage,
     Undefined,
+    WithInterval,
     WithNote,
     auroc_by_prevalence_figure,
     calibration_figure,
+    confusion_figure,
+    forest_figure,
+    label_figure,
     precision_recall_figure,
     prevalence_figure,
     roc_figure,
@@ -39,6 +40,9 @@ from ecgfounder_train.metrics import OperatingPoints, calibration_curve, operati
 
 _NUM_CURVES = 6
 _NUM_CALIBRATIONS = 8
+_NUM_FOREST = 40
+_NUM_SINGLE = 24
+_ALPHA = 0.05
 _LOCAL_ONLY = (
     "Local only: this page shows ECGs of single patients. It must not leave this machine; share "
     "the report, which holds no signal."
@@ -53,39 +57,96 @@ def write_report(
     provenance: Mapping[str, str] | None = None,
     notes: Mapping[str, str] | None = None,
     groups: Mapping[str, str] | None = None,
+    *,
+    decisions: Decisions | None = None,
+    threshold: str = "youden",
+    controls: Mapping[str, Predictions] | None = None,
+    excluded: Mapping[str, str] | None = None,
+    remarks: Sequence[str] = (),
+    mistakes_page: str = "",
 ) -> Path:
     """Write the report and, beside it, the label table under the same name with `.csv`.
 
     Args:
         path: Of the HTML file.
-        predictions: What to evaluate; no model is needed.
+        predictions: What to evaluate, one row per record; no model is needed.
         metrics_csv: Log of the training; without it the training section says so.
         title: Heading; made from the run's name when empty.
         provenance: Rows of the provenance table beyond those the predictions know.
         notes: Remarks per label, from `label_notes`.
         groups: Group per label, as the vocabulary has them; several groups get means of their own.
+        decisions: Thresholds and calibration fitted on validation.
+        threshold: Which of the decisions' thresholds decides; see `decisions.RULES`.
+        controls: Predictions for the same records, by what made them.
+        excluded: Labels of the model that are not evaluated, with the reason.
+        remarks: More sentences for the cautions.
+        mistakes_page: File beside the report with the most confident mistakes.
 
     Raises:
-        UserError: A counted logit is NaN, or the folder cannot be written.
+        UserError: A counted logit is NaN, a control has other records, or the folder cannot be
+            written.
     """
+    assessment = assess(predictions, notes, groups, decisions, threshold, controls)
+    return write_assessment(
+        path,
+        assessment,
+        metrics_csv,
+        title,
+        provenance,
+        excluded=excluded,
+        remarks=remarks,
+        mistakes_page=mistakes_page,
+    )
+
+
+def write_assessment(
+    path: Path | str,
+    assessment: Assessment,
+    metrics_csv: Path | str | None = None,
+    title: str = "",
+    provenance: Mapping[str, str] | None = None,
+    *,
+    excluded: Mapping[str, str] | None = None,
+    remarks: Sequence[str] = (),
+    mistakes_page: str = "",
+) -> Path:
+    """Write the report of numbers that were computed before; see `write_report`."""
     path = Path(path)
-    table = label_table(predictions, notes, groups)
-    summary = summarise(table)
+    predictions, table = assessment.predictions, assessment.table
+    defined = assessment.summary.auroc.num_labels
     csv_path = write_label_csv(path.with_suffix(".csv"), table)
     page = HtmlPage(
         title or f"Evaluation of {predictions.run_name or 'predictions without a run'}",
         _what_was_evaluated(predictions),
     )
-    _add_summary(page, predictions, table, summary)
-    _add_provenance(page, predictions, provenance or {})
-    _add_training(page, metrics_csv)
-    if summary.auroc.num_labels:
-        _add_discrimination(page, predictions, table)
+    _add_summary(page, assessment, remarks)
+    if defined:
+        _add_discrimination(page, assessment)
+    if assessment.controls:
+        _add_controls(page, assessment)
+    if assessment.decisions is not None and defined:
+        _add_decisions(page, assessment)
+    if defined:
+        _add_calibration(page, assessment)
+    if assessment.confusions:
+        _add_confusions(page, assessment)
+    if assessment.subgroups:
+        _add_subgroups(page, assessment)
     _add_prevalence(page, predictions, table)
-    if summary.auroc.num_labels:
-        _add_calibration(page, predictions, table)
-    _add_label_table(page, table, csv_path.name)
-    _add_method(page)
+    _add_label_table(page, assessment, csv_path.name)
+    if defined:
+        _add_single_labels(page, assessment)
+    if excluded:
+        _add_excluded(page, excluded)
+    if mistakes_page:
+        page.section("Most confident mistakes")
+        page.paragraph(
+            "ECGs of single patients, on a page of their own that must not leave this machine:"
+        )
+        page.link(mistakes_page, mistakes_page)
+    _add_training(page, metrics_csv)
+    _add_provenance(page, predictions, provenance or {})
+    _add_method(page, assessment)
     return page.write(path, f"ecgfounder_train {__version__}. Research use only.")
 
 
@@ -102,31 +163,36 @@ def _number(value: float) -> str:
     return "undefined" if np.isnan(value) else f"{value:.3f}"
 
 
-def _add_summary(
-    page: HtmlPage, predictions: Predictions, table: pl.DataFrame, summary: Summary
-) -> None:
-    page.section("Summary")
-    page.cards(
-        [
-            (
-                _number(summary.auroc.value),
-                f"macro AUROC over {summary.auroc.num_labels} of {summary.num_labels} labels",
-            ),
-            (
-                _number(summary.auroc_enough.value),
-                f"macro AUROC over the {summary.auroc_enough.num_labels} labels with at least "
-                f"{MIN_POSITIVES} positives",
-            ),
-            (
-                _number(summary.auprc_enough.value),
-                "macro average precision over the same labels",
-            ),
-            (f"{predictions.num_records:,}", "records"),
-        ]
+def _add_summary(page: HtmlPage, assessment: Assessment, remarks: Sequence[str]) -> None:
+    predictions, table, summary = assessment.predictions, assessment.table, assessment.summary
+    areas, precisions = (
+        assessment.ranking.auroc.macro(),
+        assessment.ranking.average_precision.macro(),
     )
-    page.paragraph(_in_words(table, summary))
+    page.section("Summary")
+    cards = [
+        (
+            _number(summary.auroc.value),
+            f"macro AUROC over {summary.auroc.num_labels} of {summary.num_labels} labels",
+        )
+    ]
+    if areas.num_labels:
+        cards += [
+            (
+                _number(areas.value),
+                f"macro AUROC over the {areas.num_labels} labels with at least {MIN_POSITIVES} "
+                f"positive patients, 95 % interval {areas.lower:.3f} to {areas.upper:.3f}",
+            ),
+            (
+                _number(precisions.value),
+                f"macro average precision over {precisions.num_labels} labels, 95 % interval "
+                f"{precisions.lower:.3f} to {precisions.upper:.3f}",
+            ),
+        ]
+    page.cards([*cards, (f"{predictions.num_records:,}", "records")])
+    page.paragraph(_in_words(assessment))
     _add_groups(page, table)
-    page.bullets(_cautions(predictions, table))
+    page.bullets([assessment.clusters.note, *remarks, *_cautions(predictions, table)])
 
 
 def _add_groups(page: HtmlPage, table: pl.DataFrame) -> None:
@@ -159,7 +225,8 @@ def _add_groups(page: HtmlPage, table: pl.DataFrame) -> None:
     )
 
 
-def _in_words(table: pl.DataFrame, summary: Summary) -> str:
+def _in_words(assessment: Assessment) -> str:
+    table, summary = assessment.table, assessment.summary
     if not summary.auroc.num_labels:
         return (
             "No label has both a positive and a negative among these records, so nothing about the "
@@ -182,6 +249,14 @@ def _in_words(table: pl.DataFrame, summary: Summary) -> str:
             f"Of the {enough.height} labels with at least {MIN_POSITIVES} positives, {above} reach "
             f"0.9. The best are {best}; the worst {worst}"
         )
+    for control in assessment.controls:
+        macro = control.comparison.macro
+        if macro.num_labels:
+            sentences.append(
+                f"Over {macro.num_labels} labels the model is {abs(macro.difference):.3f} "
+                f"{'above' if macro.difference >= 0 else 'below'} {control.name} (95 % interval of "
+                f"the difference {macro.lower:+.3f} to {macro.upper:+.3f})"
+            )
     return ". ".join(sentences) + "."
 
 
@@ -209,11 +284,6 @@ def _cautions(predictions: Predictions, table: pl.DataFrame) -> Iterable[str]:
         )
     if (share := 1 - float(predictions.observed.mean() if len(predictions) else 1)) > 0:
         yield f"{share:.1%} of the answers were not observed and do not count either way."
-    if predictions.num_patients is None:
-        yield (
-            "The patient of some or all records is unknown: two records of one person count as two "
-            "independent ones."
-        )
     if len(predictions) > predictions.num_records:
         yield (f"Some records have several windows; all {len(predictions):,} windows count singly.")
 
@@ -266,29 +336,15 @@ def _points(predictions: Predictions, column: int) -> OperatingPoints:
     )
 
 
-def _add_discrimination(page: HtmlPage, predictions: Predictions, table: pl.DataFrame) -> None:
+def _add_discrimination(page: HtmlPage, assessment: Assessment) -> None:
+    predictions, table = assessment.predictions, assessment.table
     page.section("Discrimination")
+    _add_forest(page, assessment)
     roc, precision_recall = [], []
     for column in _main_labels(table, _NUM_CURVES):
-        row = table.row(column, named=True)
-        points = _points(predictions, column)
-        count = f"{row['num_positives']:,} positives"
-        roc.append(
-            Curve(
-                row["label"],
-                points.false_positive_rate,
-                points.sensitivity,
-                f"AUROC {row['auroc']:.3f}, {count}",
-            )
-        )
-        precision_recall.append(
-            Curve(
-                row["label"],
-                points.sensitivity[1:],
-                points.precision,
-                f"AP {row['auprc']:.3f}, prevalence {row['prevalence']:.1%}",
-            )
-        )
+        one, other = _curves(predictions, table, column)
+        roc.append(one)
+        precision_recall.append(other)
     if roc:
         page.figure(
             roc_figure(roc),
@@ -319,6 +375,195 @@ def _add_discrimination(page: HtmlPage, predictions: Predictions, table: pl.Data
     )
 
 
+def _add_forest(page: HtmlPage, assessment: Assessment) -> None:
+    table = assessment.table
+    shown = np.array(_main_labels(table, _NUM_FOREST), dtype=np.int64)
+    if not len(shown):
+        return
+    shown = shown[np.argsort(-table["auroc"].to_numpy()[shown], kind="stable")]
+    columns = [("model", assessment.ranking)]
+    columns += [(control.name, control.ranking) for control in assessment.controls]
+    page.figure(
+        forest_figure(
+            [assessment.predictions.labels[c] for c in shown],
+            [
+                ForestSeries(
+                    name,
+                    ranking.auroc.value[shown],
+                    ranking.auroc.lower[shown],
+                    ranking.auroc.upper[shown],
+                )
+                for name, ranking in columns
+            ],
+            reference=0.5,
+        ),
+        f"AUROC with 95 % intervals of the {len(shown)} labels with most positives (at least "
+        f"{MIN_POSITIVES}). No bar: too few patients for an interval.",
+        "AUROC per label with intervals",
+    )
+
+
+def _curves(predictions: Predictions, table: pl.DataFrame, column: int) -> tuple[Curve, Curve]:
+    row = table.row(column, named=True)
+    points = _points(predictions, column)
+    return (
+        Curve(
+            row["label"],
+            points.false_positive_rate,
+            points.sensitivity,
+            f"AUROC {row['auroc']:.3f}, {row['num_positives']:,} positives",
+        ),
+        Curve(
+            row["label"],
+            points.sensitivity[1:],
+            points.precision,
+            f"AP {row['auprc']:.3f}, prevalence {row['prevalence']:.1%}",
+        ),
+    )
+
+
+def _add_controls(page: HtmlPage, assessment: Assessment) -> None:
+    page.section("Controls")
+    rows: list[list[Cell]] = []
+    for control in assessment.controls:
+        areas = control.ranking.auroc.macro()
+        macro = control.comparison.macro
+        adjusted = np.asarray(control.comparison.p_holm, np.float64)
+        better = np.asarray(control.comparison.difference) > 0
+        sure = np.nan_to_num(adjusted, nan=1.0) < _ALPHA
+        rows.append(
+            [
+                control.name,
+                WithInterval(areas.value, areas.lower, areas.upper),
+                WithInterval(macro.difference, macro.lower, macro.upper),
+                macro.p_value,
+                int((sure & better).sum()),
+                int((sure & ~better).sum()),
+                macro.num_labels,
+            ]
+        )
+    page.table(
+        [
+            Column("Control"),
+            Column("Macro AUROC", ".3f"),
+            Column("Model minus control", "+.3f"),
+            Column("p", ".2g"),
+            Column("Labels model better", "d", "at 5 % after Holm"),
+            Column("Labels control better", "d", "at 5 % after Holm"),
+            Column("Labels compared", "d"),
+        ],
+        rows,
+        "The same records seen by what the model must beat; paired, clustered, Holm over labels.",
+    )
+
+
+def _add_decisions(page: HtmlPage, assessment: Assessment) -> None:
+    assert assessment.decisions is not None
+    page.section("Decisions")
+    fitted = f"{assessment.decisions.num_records:,} validation records"
+    page.paragraph(
+        f"Thresholds (rule: {assessment.threshold}) were fitted on {fitted} and applied unchanged."
+        + (
+            " These are those same records, so the numbers below are optimistic."
+            if set(assessment.predictions.split.tolist()) == {"val"}
+            and not assessment.predictions.fingerprints.get("label_map")
+            else ""
+        )
+    )
+    rows: list[list[Cell]] = []
+    for row in assessment.table.sort(
+        "num_positives", descending=True, maintain_order=True
+    ).to_dicts():
+        if row["undefined_reason"]:
+            continue
+        if np.isnan(row["threshold_logit"]):
+            reason = "no threshold: too few on validation"
+            rows.append([row["label"], row["num_positives"], *[Undefined(reason)] * 6])
+            continue
+        rows.append(
+            [
+                row["label"],
+                row["num_positives"],
+                row["threshold_logit"],
+                *[
+                    WithInterval(row[name], row[f"{name}_lower"], row[f"{name}_upper"])
+                    for name in DECISION_METRICS
+                ],
+            ]
+        )
+    page.table(
+        [
+            Column("Label"),
+            Column("Positives", ",d"),
+            Column("Threshold (logit)", ".2f"),
+            Column("Sensitivity", ".3f"),
+            Column("Specificity", ".3f"),
+            Column("PPV", ".3f"),
+            Column("NPV", ".3f"),
+            Column("F1", ".3f"),
+        ],
+        rows,
+        "With 95 % intervals by patient.",
+        filterable=True,
+    )
+
+
+def _add_confusions(page: HtmlPage, assessment: Assessment) -> None:
+    page.section("Confusion of related labels")
+    page.paragraph(
+        "Of the records that state the finding on the left (in brackets: how many), the share that "
+        "the model calls each finding above. A record can have several; rows do not add up to one."
+    )
+    for confusion in assessment.confusions:
+        page.figure(
+            confusion_figure(confusion.rows, confusion.labels, confusion.share, confusion.counts),
+            f"{confusion.family[0].upper()}{confusion.family[1:]}.",
+            f"Confusion among {confusion.family}",
+        )
+
+
+def _add_subgroups(page: HtmlPage, assessment: Assessment) -> None:
+    page.section("By site, sex, age and sampling rate")
+    rows: list[list[Cell]] = []
+    for group in assessment.subgroups:
+        own, whole = group.auroc.macro(), group.auroc_whole
+        reason = "no label with enough patients"
+        rows.append(
+            [
+                f"{group.attribute}: {group.value}",
+                group.num_records,
+                group.num_patients,
+                own.num_labels,
+                WithInterval(own.value, own.lower, own.upper, reason),
+                Undefined(reason) if np.isnan(whole.value) else whole.value,
+                None if np.isnan(own.value) else own.value - whole.value,
+            ]
+        )
+    page.table(
+        [
+            Column("Group"),
+            Column("Records", ",d"),
+            Column("Patients", ",d"),
+            Column("Labels", "d", f"labels with at least {MIN_POSITIVES} positive patients"),
+            Column("Macro AUROC", ".3f"),
+            Column("Everyone, same labels", ".3f"),
+            Column("Difference", "+.3f"),
+        ],
+        rows,
+        "Each group over the labels it has enough patients for, beside everyone over the same.",
+    )
+
+
+def _add_excluded(page: HtmlPage, excluded: Mapping[str, str]) -> None:
+    page.section("Labels that are not evaluated")
+    page.table(
+        [Column("Label"), Column("Why")],
+        [[label, reason] for label, reason in excluded.items()],
+        f"{len(excluded)} labels of the model have no answer in this data set.",
+        filterable=True,
+    )
+
+
 def _spoken(kind: str, curves: Iterable[Curve]) -> str:
     return f"{kind}: " + "; ".join(f"{curve.name}, {curve.note}" for curve in curves)
 
@@ -334,32 +579,80 @@ def _add_prevalence(page: HtmlPage, predictions: Predictions, table: pl.DataFram
     )
 
 
-def _add_calibration(page: HtmlPage, predictions: Predictions, table: pl.DataFrame) -> None:
-    labels = []
-    for column in _main_labels(table, _NUM_CALIBRATIONS):
-        curve = calibration_curve(
-            _sigmoid(predictions.logits[:, column]),
-            predictions.targets[:, column],
-            predictions.observed[:, column],
+def _probabilities(assessment: Assessment) -> NDArray[np.float64]:
+    if assessment.decisions is not None:
+        return np.asarray(assessment.decisions.calibration.apply(assessment.predictions.logits))
+    return _sigmoid(assessment.predictions.logits)
+
+
+def _calibration_points(
+    predictions: Predictions, probabilities: NDArray[np.float64], column: int
+) -> CalibrationPoints:
+    curve = calibration_curve(
+        probabilities[:, column].clip(0, 1),
+        predictions.targets[:, column],
+        predictions.observed[:, column],
+    )
+    return CalibrationPoints(
+        predictions.labels[column], curve.predicted, curve.frequency, curve.lower, curve.upper
+    )
+
+
+def _add_calibration(page: HtmlPage, assessment: Assessment) -> None:
+    predictions = assessment.predictions
+    shown = _main_labels(assessment.table, _NUM_CALIBRATIONS)
+    if not shown:
+        return
+    page.section("Calibration")
+    probabilities = _probabilities(assessment)
+    how = (
+        "Nothing was recalibrated."
+        if assessment.decisions is None
+        else "Probabilities are calibrated with what was fitted on the "
+        f"{assessment.decisions.num_records:,} validation records."
+    )
+    page.figure(
+        calibration_figure([_calibration_points(predictions, probabilities, c) for c in shown]),
+        "Observed frequency against mean predicted probability in tenths of equally many records, "
+        "with 95 % intervals (Wilson). On the dotted line, predictions mean what they say; below "
+        f"it, the model is too sure. {how}",
+        "Calibration of the labels with most positives",
+    )
+
+
+def _add_single_labels(page: HtmlPage, assessment: Assessment) -> None:
+    shown = _main_labels(assessment.table, _NUM_SINGLE)
+    if not shown:
+        return
+    page.section("Label by label")
+    page.paragraph(
+        f"ROC, precision-recall and calibration of the {len(shown)} labels with most positives (at "
+        f"least {MIN_POSITIVES}). The dot is the threshold.",
+        hint=True,
+    )
+    probabilities = _probabilities(assessment)
+    for column in shown:
+        row = assessment.table.row(column, named=True)
+        roc, precision_recall = _curves(assessment.predictions, assessment.table, column)
+        dot = None
+        if "sensitivity" in row and not np.isnan(row["sensitivity"] + row["specificity"]):
+            dot = (1 - row["specificity"], row["sensitivity"])
+        page.details(
+            f"{row['label']}: AUROC {row['auroc']:.3f}, {row['num_positives']:,} positives"
+            + (f". {row['note']}" if row["note"] else "")
         )
-        labels.append(
-            CalibrationPoints(
-                predictions.labels[column],
-                curve.predicted,
-                curve.frequency,
-                curve.lower,
-                curve.upper,
-            )
-        )
-    if labels:
-        page.section("Calibration")
         page.figure(
-            calibration_figure(labels),
-            "Observed frequency against mean predicted probability in tenths of equally many "
-            "records, with 95 % intervals (Wilson). On the dotted line, predictions mean what they "
-            "say; below it, the model is too sure. Nothing was recalibrated.",
-            "Calibration of the labels with most positives",
+            label_figure(
+                roc,
+                precision_recall,
+                row["prevalence"],
+                _calibration_points(assessment.predictions, probabilities, column),
+                dot,
+            ),
+            "",
+            f"{row['label']}: {roc.note}",
         )
+        page.end_details()
 
 
 def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -367,8 +660,9 @@ def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return 0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64)))
 
 
-def _add_label_table(page: HtmlPage, table: pl.DataFrame, csv_name: str) -> None:
+def _add_label_table(page: HtmlPage, assessment: Assessment, csv_name: str) -> None:
     page.section("All labels")
+    calibrated = "brier" in assessment.table.columns
     columns = [
         Column("Label"),
         Column("Positives", ",d"),
@@ -377,19 +671,38 @@ def _add_label_table(page: HtmlPage, table: pl.DataFrame, csv_name: str) -> None
         Column("AUROC", ".3f"),
         Column("AUPRC", ".3f", "average precision; a guessing model's equals the prevalence"),
     ]
+    columns += [Column(f"AUROC of {control.name}", ".3f") for control in assessment.controls]
+    if calibrated:
+        columns += [
+            Column("Brier", ".4f", "mean squared error of the calibrated probability"),
+            Column("Calibration error", ".4f", "mean over tenths of |observed - predicted|"),
+        ]
     rows = []
-    for row in table.sort("num_positives", descending=True, maintain_order=True).to_dicts():
+    precision_reasons = dict(
+        zip(assessment.table["label"], assessment.ranking.average_precision.reasons, strict=True)
+    )
+    ordered = assessment.table.sort("num_positives", descending=True, maintain_order=True)
+    for row in ordered.to_dicts():
         reason = row["undefined_reason"]
-        rows.append(
-            [
-                WithNote(row["label"], row["note"]) if row["note"] else row["label"],
-                row["num_positives"],
-                row["num_observed"],
-                100 * row["prevalence"] if row["num_observed"] else None,
-                Undefined(reason) if reason else row["auroc"],
-                Undefined(reason) if reason else row["auprc"],
-            ]
-        )
+        cells: list[Cell] = [
+            WithNote(row["label"], row["note"]) if row["note"] else row["label"],
+            row["num_positives"],
+            row["num_observed"],
+            100 * row["prevalence"] if row["num_observed"] else None,
+        ]
+        for name, why in (
+            ("auroc", row["interval_reason"]),
+            ("auprc", precision_reasons[row["label"]]),
+        ):
+            cells.append(
+                Undefined(reason)
+                if reason
+                else WithInterval(row[name], row[f"{name}_lower"], row[f"{name}_upper"], why or "")
+            )
+        cells += [row[f"auroc_{c.name.replace(' ', '_')}"] for c in assessment.controls]
+        if calibrated:
+            cells += [row["brier"], row["calibration_error"]]
+        rows.append(cells)
     page.table(
         columns,
         rows,
@@ -398,19 +711,29 @@ def _add_label_table(page: HtmlPage, table: pl.DataFrame, csv_name: str) -> None
     )
 
 
-def _add_method(page: HtmlPage) -> None:
+def _add_method(page: HtmlPage, assessment: Assessment) -> None:
     page.section("How the numbers are made")
-    page.bullets(
-        [
-            "AUROC: the share of (positive, negative) pairs in which the positive has the higher "
-            "score, ties counting half. Exact, over observed answers only.",
-            "AUPRC: average precision, the mean over positives of the precision at their score.",
-            "A label without positives or without negatives has neither. It is shown as undefined "
-            "and left out of the means, whose number of labels is always given.",
-            "Intervals are not part of this report: small differences between two runs may be "
-            "chance.",
-        ]
-    )
+    lines = [
+        "AUROC: the share of (positive, negative) pairs in which the positive has the higher "
+        "score, ties counting half. Exact, over observed answers only.",
+        "AUPRC: average precision, the mean over positives of the precision at their score.",
+        "Intervals (95 %): Obuchowski's clustered variance on the logit scale for AUROC, the "
+        "influence function per patient for AUPRC; none below ten positive patients. The interval "
+        "of a mean over labels uses the covariance between labels.",
+        "A label without positives or without negatives has neither. It is shown as undefined "
+        "and left out of the means, whose number of labels is always given.",
+    ]
+    if assessment.decisions is not None:
+        lines.append(
+            "Thresholds and calibration come from the validation part of the training data and "
+            "were fixed before these records were looked at."
+        )
+    if assessment.controls:
+        lines.append(
+            "Untrained: the same network with random weights and a linear head fitted on the run's "
+            "training part. Differences are tested paired and clustered, Holm over labels."
+        )
+    page.bullets(lines)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A trained network together with all that its input and output mean."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,17 @@ class TrainedModel:
             model_name=name,
             vocabulary=str(spec["vocabulary"].get("name", "")),
         )
+
+    def of_lead_i(self) -> "TrainedModel":
+        """Return the same model fed with lead I alone, where that is all it looks at.
+
+        A single-lead model trained from 12-lead shards evaluates on lead I; recordings that have
+        no other lead need a profile that asks for no other.
+        """
+        if self.lead_choice == "all":
+            return self
+        profile = SignalProfile.from_config({**self.profile.to_dict(), "leads": ["I"]})
+        return replace(self, profile=profile, lead_choice="lead_I")
 
     @property
     def transform(self) -> BatchTransform:

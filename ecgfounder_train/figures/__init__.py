@@ -1,5 +1,11 @@
 """Figures and the page they stand on: used by every report, knowing nothing of models."""
 
+from ecgfounder_train.figures.comparison import (
+    ForestSeries,
+    confusion_figure,
+    forest_figure,
+    label_figure,
+)
 from ecgfounder_train.figures.curves import (
     CalibrationPoints,
     Curve,
@@ -10,7 +16,14 @@ from ecgfounder_train.figures.curves import (
     roc_figure,
 )
 from ecgfounder_train.figures.ecg_strip import strip_figure
-from ecgfounder_train.figures.html import Cell, Column, HtmlPage, Undefined, WithNote
+from ecgfounder_train.figures.html import (
+    Cell,
+    Column,
+    HtmlPage,
+    Undefined,
+    WithInterval,
+    WithNote,
+)
 from ecgfounder_train.figures.style import figure_png, figure_svg
 from ecgfounder_train.figures.training import training_figure
 
@@ -19,13 +32,18 @@ __all__ = [
     "Cell",
     "Column",
     "Curve",
+    "ForestSeries",
     "HtmlPage",
     "Undefined",
+    "WithInterval",
     "WithNote",
     "auroc_by_prevalence_figure",
     "calibration_figure",
+    "confusion_figure",
     "figure_png",
     "figure_svg",
+    "forest_figure",
+    "label_figure",
     "precision_recall_figure",
     "prevalence_figure",
     "roc_figure",

@@ -73,7 +73,7 @@ def _square() -> tuple[Figure, Axes]:
 
 def _draw_curves(axes: Axes, curves: Sequence[Curve], step: bool) -> None:
     for index, curve in enumerate(curves):
-        x, y = _thinned(curve.x, curve.y)
+        x, y = thinned(curve.x, curve.y)
         axes.plot(
             x,
             y,
@@ -81,24 +81,27 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve], step: bool) -> None:
             linestyle=DASHES[index % len(DASHES)],
             drawstyle="steps-pre" if step else "default",
             linewidth=1.5,
-            label=f"{_short(curve.name)}\n{curve.note}" if curve.note else _short(curve.name),
+            label=f"{short_name(curve.name)}\n{curve.note}"
+            if curve.note
+            else short_name(curve.name),
         )
     if curves:
         axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), labelspacing=0.9)
 
 
-def _short(name: str, limit: int = 44) -> str:
+def short_name(name: str, limit: int = 44) -> str:
+    """Return a name that fits beside a figure."""
     return name if len(name) <= limit else name[: limit - 1].rstrip() + "…"
 
 
-def _thinned(
-    x: NDArray[np.floating], y: NDArray[np.floating]
+def thinned(
+    x: NDArray[np.floating], y: NDArray[np.floating], num_points: int = _CURVE_POINTS
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """Keep points evenly spaced along the line, so that the steep start of a ROC stays sharp."""
-    if len(x) <= _CURVE_POINTS:
+    """Return points evenly spaced along the line, so that the steep start of a ROC stays sharp."""
+    if len(x) <= num_points:
         return x, y
     length = np.append(0, np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y))))
-    chosen = np.searchsorted(length, np.linspace(0, length[-1], _CURVE_POINTS))
+    chosen = np.searchsorted(length, np.linspace(0, length[-1], num_points))
     chosen = np.unique(np.append(chosen, len(x) - 1).clip(max=len(x) - 1))
     return x[chosen], y[chosen]
 
@@ -129,7 +132,7 @@ def calibration_figure(labels: Sequence[CalibrationPoints]) -> Figure:
                 elinewidth=0.8,
             )
             axes.set(xlim=(0, high), ylim=(0, high), box_aspect=1)
-            axes.set_title(_short(label.name, 26), fontsize=7.5)
+            axes.set_title(short_name(label.name, 26), fontsize=7.5)
             axes.tick_params(labelsize=7)
             axes.locator_params(nbins=4)
             light_grid(axes)
@@ -195,7 +198,7 @@ def auroc_by_prevalence_figure(
             named.append(float(area[index]))
             left = rate[index] > np.sqrt(rate[shown].min() * rate[shown].max())
             axes.annotate(
-                _short(names[index], 34),
+                short_name(names[index], 34),
                 (rate[index] * 100, area[index]),
                 xytext=(-6 if left else 6, -3),
                 textcoords="offset points",
@@ -234,7 +237,9 @@ def prevalence_figure(
             axes = figure.add_subplot()
             bars = axes.barh(np.arange(len(order)), percent, color=colours, height=0.7)
             axes.bar_label(bars, [f"{value:.3g}" for value in percent], fontsize=7, padding=3)
-            axes.set_yticks(np.arange(len(order)), [_short(names[i]) for i in order], fontsize=7.5)
+            axes.set_yticks(
+                np.arange(len(order)), [short_name(names[i]) for i in order], fontsize=7.5
+            )
             axes.invert_yaxis()
             axes.set(xlabel="prevalence in %", ylim=(len(order) - 0.4, -0.6))
             axes.xaxis.grid(True, color=FAINT, linewidth=0.6)

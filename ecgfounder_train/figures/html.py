@@ -42,6 +42,8 @@ figure svg, figure img { display: block; max-width: 100%; height: auto; }
 figure.true-scale svg, figure.true-scale img { max-width: none; }
 figcaption { font-size: .88rem; max-width: 46rem; margin-top: .35rem; }
 .scroll { overflow-x: auto; }
+details { border-bottom: 1px solid #eee; padding: .2rem 0; }
+summary { cursor: pointer; font-size: .92rem; }
 table { border-collapse: collapse; font-size: .88rem; margin: .6rem 0; }
 caption { text-align: left; color: var(--muted); padding-bottom: .4rem; }
 th, td { text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid #eee;
@@ -51,7 +53,8 @@ thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; backgro
 th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap;
   padding-left: .7rem; }
 tbody tr:hover { background: #f5f9fc; }
-table.sortable td:first-child { min-width: 18rem; }
+th.number { white-space: normal; }
+table.sortable td:first-child { min-width: 11rem; }
 td small { color: var(--muted); }
 th span { cursor: pointer; font-weight: 600; }
 th span:focus-visible { outline: 2px solid var(--accent); }
@@ -65,7 +68,7 @@ footer { margin-top: 3rem; font-size: .85rem; color: var(--muted);
 @media print {
   @page { size: A4 PAGE_ORIENTATION; margin: 12mm; }
   body { font-size: 10pt; line-height: 1.4; max-width: none; padding: 0; }
-  nav, .filter, .screen-only { display: none; }
+  nav, .filter, .screen-only, details:not([open]) { display: none; }
   h2 { break-after: avoid; }
   figure, .card, tr { break-inside: avoid; }
   figure, .scroll { overflow: visible; }
@@ -131,7 +134,17 @@ class WithNote:
     note: str
 
 
-Cell = str | int | float | None | Undefined | WithNote
+@dataclass(frozen=True)
+class WithInterval:
+    """A number with its interval; the number alone sorts. A NaN interval says why it is absent."""
+
+    value: float
+    lower: float
+    upper: float
+    reason: str = ""
+
+
+Cell = str | int | float | None | Undefined | WithNote | WithInterval
 
 
 class HtmlPage:
@@ -254,9 +267,22 @@ class HtmlPage:
             f"<figure{kind}>{drawing}<figcaption>{escape(caption)}</figcaption></figure>"
         )
 
+    def details(self, summary: str) -> None:
+        """Begin a part that opens on a click; closed, it is not printed. `end_details` ends it."""
+        self._parts.append(f"<details><summary>{escape(summary)}</summary>")
+
+    def end_details(self) -> None:
+        """End the part that `details` began."""
+        self._parts.append("</details>")
+
+    def link(self, target: str, text: str) -> None:
+        """Add a link to a file beside the page."""
+        self._parts.append(f"<p><a href={_quoted(target)}>{escape(text)}</a></p>")
+
     def html(self, footer: str = "") -> str:
         """Return the whole page."""
-        links = "".join(
+        # Blanks between the links: without them the line could not break.
+        links = " ".join(
             f'<a href="#s{number}">{escape(title)}</a>'
             for number, title in enumerate(self._sections, start=1)
         )
@@ -313,7 +339,23 @@ def _cell(value: Cell, column: Column) -> str:
     if isinstance(value, WithNote):
         note = f"<br><small>{escape(value.note)}</small>"
         return f"<td{kind} data-sort={_quoted(value.text)}>{escape(value.text)}{note}</td>"
+    if isinstance(value, WithInterval):
+        return _interval_cell(value, column, kind)
     if isinstance(value, str) or column.number_format is None:
         return f"<td{kind} data-sort={_quoted(str(value))}>{escape(str(value))}</td>"
     # The full value sorts: what rounds to the same digits is not the same.
     return f'<td{kind} data-sort="{value!r}">{value:{column.number_format}}</td>'
+
+
+def _interval_cell(value: WithInterval, column: Column, kind: str) -> str:
+    form = column.number_format or ".3f"
+    if math.isnan(value.value):
+        return _cell(Undefined(value.reason), column)
+    if math.isnan(value.lower) or math.isnan(value.upper):
+        remark = f"no interval: {value.reason}" if value.reason else "no interval"
+    else:
+        remark = f"{value.lower:{form}} to {value.upper:{form}}"
+    return (
+        f'<td{kind} data-sort="{value.value!r}">{value.value:{form}}'
+        f"<br><small>{escape(remark)}</small></td>"
+    )

@@ -1,0 +1,128 @@
+"""Thresholds and calibration: fitted on validation alone, kept beside their weights."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.files import atomic_file
+from ecgfounder_train.evaluation.predictions import Predictions
+from ecgfounder_train.metrics import Calibration, Thresholds, fit_calibration, fit_thresholds
+
+FORMAT_VERSION = 1
+RULES: dict[str, tuple[str, float | None]] = {
+    "youden": ("youden", None),
+    "f1": ("f1", None),
+    "sensitivity_90": ("sensitivity", 0.9),
+    "specificity_90": ("specificity", 0.9),
+    "half": ("half", None),
+}
+"""Names of `threshold=` -> rule and its target."""
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What turns logits into probabilities and into yes or no, for one checkpoint.
+
+    Attributes:
+        thresholds: By the names of `RULES`.
+        calibration: Platt's or isotonic, per label.
+        checkpoint: SHA-256 of the checkpoint they were fitted for.
+        reading: How logits came to be (pooling, crops); they fit no other way.
+        num_records: Validation records they rest on.
+    """
+
+    thresholds: dict[str, Thresholds]
+    calibration: Calibration
+    checkpoint: str
+    reading: str
+    num_records: int
+
+    @classmethod
+    def fit(
+        cls, predictions: Predictions, checkpoint: str, reading: str, method: str = "isotonic"
+    ) -> "Decisions":
+        """Return what the validation part's predictions give.
+
+        Raises:
+            UserError: A row is not of the validation part.
+        """
+        splits = set(predictions.split.tolist())
+        if splits != {"val"}:
+            named = ", ".join(sorted(str(split) for split in splits))
+            raise UserError(
+                f"Thresholds and calibration are fitted on validation records only, not on {named}."
+            )
+        arrays = (predictions.logits, predictions.targets, predictions.observed)
+        common: dict[str, Any] = {"split": "val", "labels": predictions.labels}
+        return cls(
+            {
+                name: fit_thresholds(*arrays, rule=rule, target=target, **common)
+                for name, (rule, target) in RULES.items()
+            },
+            fit_calibration(*arrays, method=method, **common),
+            checkpoint,
+            reading,
+            predictions.num_records,
+        )
+
+    def for_labels(self, labels: Sequence[str]) -> "Decisions":
+        """Return the same for some of the labels, in their order.
+
+        Raises:
+            UserError: There is none for one of them.
+        """
+        return Decisions(
+            {name: fitted.for_labels(labels) for name, fitted in self.thresholds.items()},
+            self.calibration.for_labels(labels),
+            self.checkpoint,
+            self.reading,
+            self.num_records,
+        )
+
+    def write(self, path: Path) -> None:
+        """Write the JSON file, whole or absent."""
+        content = {
+            "format_version": FORMAT_VERSION,
+            "fitted_on": "val",
+            "checkpoint_sha256": self.checkpoint,
+            "reading": self.reading,
+            "num_records": self.num_records,
+            "thresholds": {name: fitted.to_dict() for name, fitted in self.thresholds.items()},
+            "calibration": self.calibration.to_dict(),
+        }
+        with atomic_file(path, "w") as handle:
+            json.dump(content, handle, indent=1)
+
+
+def decisions_file(checkpoint: Path) -> Path:
+    """Return where the thresholds and calibration of a checkpoint lie: beside it."""
+    return checkpoint.with_name(f"{checkpoint.stem}.calibration.json")
+
+
+def read_decisions(path: Path, checkpoint: str, reading: str) -> Decisions | None:
+    """Return what `write` wrote, None where there is none for this checkpoint and reading.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}). Delete it; it is fitted again.") from error
+    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"{path} has another format version. Delete it; it is fitted again.")
+    # Weights that were trained further, or windows read otherwise, have other logits.
+    if content["checkpoint_sha256"] != checkpoint or content["reading"] != reading:
+        return None
+    return Decisions(
+        {name: Thresholds.from_dict(item) for name, item in content["thresholds"].items()},
+        Calibration.from_dict(content["calibration"]),
+        checkpoint,
+        reading,
+        content["num_records"],
+    )

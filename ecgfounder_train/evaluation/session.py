@@ -1,0 +1,455 @@
+"""One evaluation from its config: predictions, thresholds, controls, report, comparison."""
+
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from ecgfounder_train import __version__
+from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.files import sha256_file
+from ecgfounder_train.core.fingerprints import fingerprint
+from ecgfounder_train.core.pseudonyms import load_or_create_secret
+from ecgfounder_train.core.run_directory import RunDirectory
+from ecgfounder_train.evaluation.assessment import Assessment, assess
+from ecgfounder_train.evaluation.comparison import write_comparison
+from ecgfounder_train.evaluation.controls import untrained_probe
+from ecgfounder_train.evaluation.decisions import Decisions, decisions_file, read_decisions
+from ecgfounder_train.evaluation.external import (
+    ExternalSet,
+    open_external,
+    predict_external,
+    signal_of,
+)
+from ecgfounder_train.evaluation.leakage import check_overlap
+from ecgfounder_train.evaluation.mistakes import confident_mistakes
+from ecgfounder_train.evaluation.pooling import pool_windows
+from ecgfounder_train.evaluation.predict import predict_split
+from ecgfounder_train.evaluation.predictions import Predictions, write_predictions
+from ecgfounder_train.evaluation.report import Strip, write_assessment, write_strips_page
+from ecgfounder_train.evaluation.tables import label_notes
+from ecgfounder_train.evaluation.trained import TrainedModel, choose_device
+from ecgfounder_train.labels import Vocabulary, vocabulary_names
+from ecgfounder_train.labels.maps import LabelMap
+from ecgfounder_train.models.checkpoint import find_checkpoint
+from ecgfounder_train.records.sources import open_source
+from ecgfounder_train.shards import ShardSet
+
+_MICROVOLT_PER_MILLIVOLT = 1000.0
+
+
+@dataclass
+class Evaluated:
+    """A run's predictions, pooled, with what was learnt on the way."""
+
+    predictions: Predictions
+    windows: Predictions
+    label_map: LabelMap | None
+    remarks: list[str] = field(default_factory=list)
+    provenance: dict[str, str] = field(default_factory=dict)
+
+
+class Evaluation:
+    """What `scripts/evaluate.py` does for one run.
+
+    Args:
+        config: As `configs/evaluate.yaml` has it.
+        name: Of the run; in compare mode there are several.
+    """
+
+    def __init__(self, config: Mapping[str, Any], name: str) -> None:
+        self.config = config
+        self.device: torch.device = choose_device(config["device"])
+        self.run = RunDirectory.existing(config["paths"]["runs"], name)
+        self.checkpoint = find_checkpoint(self.run, str(config["checkpoint"]))
+        self.trained = TrainedModel.load(self.checkpoint, self.device)
+        self.batch_size = config["batch_size"]
+
+    @property
+    def is_external(self) -> bool:
+        """Whether another data set is evaluated than shards with the model's labels."""
+        return bool(self.config["external"]["name"])
+
+    @cached_property
+    def training(self) -> ShardSet | None:
+        """The shards the run was trained on, None where they are gone."""
+        folder = yaml.safe_load(self.run.config_file.read_text())["shards"]
+        try:
+            return ShardSet.open(folder)
+        except UserError:
+            if self.is_external or self.config["shards"]:
+                return None
+            raise
+
+    @cached_property
+    def shards(self) -> ShardSet:
+        """The shards that are evaluated."""
+        if self.config["shards"]:
+            return ShardSet.open(self.config["shards"])
+        assert self.training is not None
+        return self.training
+
+    @cached_property
+    def split(self) -> str | None:
+        """The part that is evaluated; of an external set None means all of it."""
+        chosen: str | None = self.config["split"]
+        if self.is_external:
+            return chosen
+        return chosen or ("test" if len(self.shards.rows("test")) else "val")
+
+    @property
+    def name(self) -> str:
+        """Name of the folder: the part, or the external set and what was chosen for it."""
+        if not self.is_external:
+            assert self.split is not None
+            parts = [self.split]
+        else:
+            parts = [self.config["external"]["name"], self.split or ""]
+            variant = str(self.config["map"])
+            parts.append("" if variant == "ours" else Path(variant).stem)
+        parts.append("" if self.config["crops"] == 1 else f"{self.config['crops']}crops")
+        return "-".join(filter(None, parts))
+
+    @property
+    def folder(self) -> Path:
+        """Where everything is written."""
+        return self.run.evaluation(self.name)
+
+    @cached_property
+    def external(self) -> ExternalSet:
+        """The external set, with answers in the model's labels."""
+        return self._open_external(self.trained)
+
+    def _open_external(self, trained: TrainedModel) -> ExternalSet:
+        settings, source = self.config["external"], self.config.get("source")
+        if not source or source.get("root") in (None, "", "???"):
+            raise UserError("An external set needs its recordings: source.root=DIR.")
+        variant = str(self.config["map"])
+        if trained.vocabulary in settings["native_labels"] and variant == "ours":
+            vocabulary = Vocabulary.load(trained.vocabulary)
+            label_map = LabelMap.of_vocabulary(vocabulary, trained.labels)
+        else:
+            label_map = LabelMap.load(settings["name"], trained.vocabulary, trained.labels, variant)
+        return open_external(
+            open_source(source),
+            str(source["name"]),
+            label_map,
+            load_or_create_secret(self._secret_file()),
+            self.split,
+        )
+
+    def _secret_file(self) -> Path:
+        if self.config["secret"]:
+            return Path(self.config["secret"])
+        if self.training is not None:
+            folder = self.training.folder
+            beside = folder.with_name(f"{folder.name}.private") / "secret.key"
+            # The training shards' own secret makes keys that compare with theirs.
+            if beside.is_file():
+                return beside
+        return self.run.path / "evaluation.private" / "secret.key"
+
+    def evaluate(self) -> Evaluated:
+        """Return the run's predictions, pooled over windows and checked against its training part.
+
+        Raises:
+            UserError: The data do not fit the model, or were trained on.
+        """
+        external = self.external if self.is_external else None
+        evaluated = self._predict(self.trained, self.run.name, external)
+        source = str(self.config["source"]["name"]) if external else ""
+        if self.split != "train":
+            evaluated.remarks.append(check_overlap(evaluated.predictions, self.training, source))
+        if not external and (unknown := _unknown_patients(self.shards)):
+            evaluated.remarks.append(
+                f"The patient of {unknown:,} of the data set's records is not known; there the "
+                "record stands for the patient, and intervals are too narrow if patients recur."
+            )
+        return evaluated
+
+    def _predict(self, trained: TrainedModel, name: str, external: ExternalSet | None) -> Evaluated:
+        crops, provenance, remarks = self.config["crops"], self._provenance(trained), []
+        label_map = None
+        if external is not None:
+            done = predict_external(trained, external, self.device, self.batch_size, name, crops)
+            windows, label_map = done.predictions, external.label_map
+            remarks += [
+                done.in_words,
+                f"{len(label_map.entries)} of the model's {len(label_map.labels)} labels have an "
+                f"answer here (map {label_map.name}, {label_map.variant}).",
+            ]
+            provenance |= {
+                "data": f"{external.name}, read from its records",
+                "label map": f"{label_map.name}, {label_map.variant} ({label_map.fingerprint})",
+            }
+        else:
+            assert self.split is not None
+            windows = predict_split(
+                trained, self.shards, self.split, self.device, self.batch_size, name, crops
+            )
+            provenance["data"] = (
+                f"shards of {self.shards.manifest.source} ({self.shards.manifest.fingerprint})"
+            )
+        pooled = pool_windows(windows, self.config["pool"])
+        if len(pooled) < len(windows):
+            remarks.append(
+                f"{len(windows):,} windows were pooled to {len(pooled):,} records by the "
+                f"{self.config['pool']} of their logits."
+            )
+        return Evaluated(pooled, windows, label_map, remarks, provenance)
+
+    @property
+    def _reading(self) -> str:
+        return (
+            f"pool={self.config['pool']}, crops={self.config['crops']}, "
+            f"calibration={self.config['calibration']}"
+        )
+
+    def decisions(self, evaluated: Evaluated) -> Decisions | None:
+        """Return thresholds and calibration, fitted on validation the first time they are needed.
+
+        None where the training shards are gone or without a validation part. A validation part
+        that was just evaluated is not predicted again.
+        """
+        path, checksum = decisions_file(self.checkpoint), sha256_file(self.checkpoint)
+        stored = read_decisions(path, checksum, self._reading)
+        if stored is not None:
+            return stored
+        if self.training is None or not len(self.training.rows("val")):
+            return None
+        if not self.is_external and not self.config["shards"] and self.split == "val":
+            validation = evaluated.predictions
+        else:
+            windows = predict_split(
+                self.trained,
+                self.training,
+                "val",
+                self.device,
+                self.batch_size,
+                self.run.name,
+                self.config["crops"],
+            )
+            validation = pool_windows(windows, self.config["pool"])
+        fitted = Decisions.fit(
+            validation,
+            checksum,
+            self._reading,
+            self.config["calibration"],
+        )
+        fitted.write(path)
+        return fitted
+
+    def controls(self, evaluated: Evaluated) -> dict[str, Predictions]:
+        """Return what the controls say of the same records."""
+        controls = {}
+        if self.config["controls"]:
+            if self.training is None:
+                raise UserError(
+                    "controls=true fits a probe on the run's training shards, which are not here. "
+                    "Restore them, or leave the control out."
+                )
+            probe = untrained_probe(self.trained, self.training, self.device, self.batch_size)
+            controls["untrained + probe"] = self._predict_like(probe, "untrained", evaluated)
+        if self.config["scratch"]:
+            other = Evaluation(self.config, str(self.config["scratch"]))
+            found = self._predict_like(other.trained, other.run.name, evaluated)
+            source = str(self.config["source"]["name"]) if self.is_external else ""
+            if self.split != "train":
+                check_overlap(found, other.training, source)
+            controls["from scratch"] = found
+        return controls
+
+    def _predict_like(self, trained: TrainedModel, name: str, evaluated: Evaluated) -> Predictions:
+        external = self.external if evaluated.label_map is not None else None
+        return self._predict(trained, name, external).predictions
+
+    def write(self, evaluated: Evaluated) -> Path:
+        """Write predictions, label table, report and page of mistakes; return the report's path."""
+        windows = replace(evaluated.windows, provenance=evaluated.provenance)
+        write_predictions(self.folder / "predictions.parquet", windows)
+        decisions = self.decisions(evaluated)
+        label_map, remarks = evaluated.label_map, evaluated.remarks
+        if decisions is None:
+            remarks.append(
+                "Nothing was calibrated and no threshold set: the run's validation records are "
+                "not here."
+            )
+        notes, groups = self._notes(label_map)
+        assessment = assess(
+            evaluated.predictions,
+            notes,
+            groups,
+            decisions,
+            self.config["threshold"],
+            self.controls(evaluated),
+        )
+        mistakes = self._write_mistakes(assessment)
+        title = f"Run {self.run.name}, " + (
+            f"external set {self.name}" if label_map else f"{self.split} split"
+        )
+        return write_assessment(
+            self.folder / "report.html",
+            assessment,
+            self.run.metrics_file if self.run.metrics_file.is_file() else None,
+            title,
+            evaluated.provenance | self._settings(decisions),
+            excluded=label_map.excluded if label_map else None,
+            remarks=remarks,
+            mistakes_page=mistakes,
+        )
+
+    def _notes(self, label_map: LabelMap | None) -> tuple[dict[str, str], dict[str, str]]:
+        name = self.trained.vocabulary
+        known = Vocabulary.load(name) if name in vocabulary_names() else None
+        notes = label_notes(known) if known else {}
+        groups: dict[str, str] = {}
+        if label_map is None:
+            vocabulary = self.shards.manifest.vocabulary
+            groups = dict(zip(self.trained.labels, vocabulary["groups"], strict=True))
+        elif label_map.vocabulary is None:
+            for label, note in label_map.notes.items():
+                notes[label] = "; ".join(filter(None, [notes.get(label, ""), note]))
+        elif known:
+            groups = {entry.name: entry.group for entry in known.entries}
+        return notes, groups
+
+    def _write_mistakes(self, assessment: Assessment) -> str:
+        limit = self.config["mistakes"]
+        path = self.folder / "mistakes.html"
+        found = confident_mistakes(assessment, limit) if limit else []
+        if not found:
+            path.unlink(missing_ok=True)
+            return ""
+        strips = []
+        predictions = assessment.predictions
+        for mistake in found:
+            key, window = predictions.record_key[mistake.row], predictions.window[mistake.row]
+            signal, fs, leads = self._signal(str(key), int(window))
+            stated = ", ".join(
+                predictions.labels[c] for c in np.flatnonzero(predictions.targets[mistake.row])
+            )
+            strips.append(
+                Strip(
+                    signal,
+                    fs,
+                    leads,
+                    f"Record {key[:8]}",
+                    f"stated: {stated or 'none of the evaluated labels'}",
+                    mistake.in_words(),
+                    caption=f"{mistake.in_words()}; {mistake.rank:.1%} of the records "
+                    + ("scored higher." if mistake.missed else "scored lower."),
+                )
+            )
+        introduction = (
+            "What the model was surest of against what the reader wrote, as the filters leave the "
+            "signal. Some of these are the model's mistakes, some the reader's."
+        )
+        write_strips_page(path, strips, f"Most confident mistakes of {self.run.name}", introduction)
+        return path.name
+
+    def _signal(self, key: str, window: int) -> tuple[Any, float, tuple[str, ...]]:
+        if self.is_external:
+            row = self.external.frame["record_key"].to_list().index(key)
+            return signal_of(self.trained, self.external, row, window)
+        index = self.shards.index
+        row = int(
+            np.flatnonzero((index["record_key"] == key.encode()) & (index["window"] == window))[0]
+        )
+        manifest = self.shards.manifest
+        ecg = self.shards.read_sample(row).ecg
+        return ecg / _MICROVOLT_PER_MILLIVOLT, manifest.fs, manifest.leads
+
+    def _provenance(self, trained: TrainedModel) -> dict[str, str]:
+        return {
+            "checkpoint": f"{self.config['checkpoint']} ({trained.samples_seen:,} samples seen)",
+            "sha256 of the checkpoint": sha256_file(self.checkpoint),
+            "model": trained.model_name,
+            "signal profile": f"{trained.profile.name}, {trained.profile.fs:g} Hz, "
+            f"leads {trained.lead_choice}",
+            **{f"version of {name}": value for name, value in trained.versions.items()},
+        }
+
+    def _settings(self, decisions: Decisions | None) -> dict[str, str]:
+        plain = {
+            key: self.config[key]
+            for key in ("split", "map", "pool", "crops", "threshold", "calibration", "controls",
+                        "scratch")
+        }  # fmt: skip
+        rows = {
+            "config": ", ".join(f"{key}={value}" for key, value in plain.items()),
+            "fingerprint of the config": fingerprint(plain),
+            "commit of the code": _commit(),
+        }
+        if decisions is not None:
+            rows["thresholds and calibration"] = (
+                f"{decisions_file(self.checkpoint).name}, fitted on {decisions.num_records:,} "
+                "validation records"
+            )
+        return rows
+
+
+def evaluate(config: Mapping[str, Any]) -> Path:
+    """Do what `configs/evaluate.yaml` asks for; return the path of the page that was written.
+
+    Raises:
+        UserError: A setting is wrong, or data and model do not belong together.
+    """
+    names = config["compare"]
+    if not names:
+        if not config["run"]:
+            raise UserError("Name a run with run=NAME, or several with compare=[A,B].")
+        evaluation = Evaluation(config, str(config["run"]))
+        return evaluation.write(evaluation.evaluate())
+    if not isinstance(names, list) or len({str(name) for name in names}) < 2:
+        raise UserError(f"compare={names} must list two or more different runs: compare=[A,B].")
+    evaluations = [Evaluation(config, str(name)) for name in names]
+    results = [item.evaluate() for item in evaluations]
+    first = evaluations[0]
+    others = "_".join(item.run.name for item in evaluations[1:])
+    provenance = {
+        f"{item.run.name}: {key}": value
+        for item, result in zip(evaluations, results, strict=True)
+        for key, value in result.provenance.items()
+        if not key.startswith("version of")
+    }
+    return write_comparison(
+        first.folder / f"compare_{others}.html",
+        {e.run.name: r.predictions for e, r in zip(evaluations, results, strict=True)},
+        f"{' and '.join(item.run.name for item in evaluations)}, {first.name}",
+        list(dict.fromkeys(_flat(result.remarks for result in results))),
+        provenance | {"commit of the code": _commit()},
+    )
+
+
+def _flat(lists: Iterable[list[str]]) -> list[str]:
+    return [item for part in lists for item in part]
+
+
+def _unknown_patients(shards: ShardSet) -> int:
+    """Return how many records stand for their patient, as far as the catalog beside tells."""
+    from ecgfounder_train.catalog import read_catalog
+
+    path = shards.folder.with_name(f"{shards.folder.name}.private") / "catalog.parquet"
+    if not path.is_file():
+        return 0
+    summary = read_catalog(path).summary
+    return int(summary["source"].get("patient_unknown_record_stands_in", 0))
+
+
+def _commit() -> str:
+    """Return the commit of the code where it runs from a repository, with a mark when changed."""
+    folder = str(Path(__file__).parent)
+    try:
+        found = subprocess.run(
+            ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return f"unknown (ecgfounder_train {__version__})"
+    return found.stdout.strip()

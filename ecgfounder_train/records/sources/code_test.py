@@ -1,0 +1,114 @@
+"""CODE-test (Ribeiro et al., Nature Communications 2020, doi:10.1038/s41467-020-15432-4).
+
+827 recordings of as many patients in one HDF5 file, six findings annotated by cardiologists. Not
+WFDB: the source reads its own recordings (`read_ecg`), so it serves evaluation, not prepare.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ecgfounder_train.core.errors import RejectedRecordError, RejectReason, UserError
+from ecgfounder_train.records.record import EcgRecord
+from ecgfounder_train.records.sources.table import (
+    SourceTable,
+    clean_number,
+    clean_sex,
+    collect,
+    complete,
+    find_column,
+    scan_strings,
+)
+
+FINDINGS = ("1dAVb", "RBBB", "LBBB", "SB", "AF", "ST")
+LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
+FS = 400.0
+MILLIVOLT = 0.1
+"""Stored in units of 1e-4 V."""
+
+
+@dataclass(frozen=True)
+class CodeTestSource:
+    """The folder as Zenodo unpacks it: `ecg_tracings.hdf5`, `attributes.csv`, `annotations/`."""
+
+    root: Path
+    annotations: str = "annotations/gold_standard.csv"
+
+    def read(self) -> SourceTable:
+        """Return one row per tracing; `record_path` is its number in the HDF5 file.
+
+        Raises:
+            UserError: A file or column is missing, or the files have different lengths.
+        """
+        path = self.root / self.annotations
+        attributes = self.root / "attributes.csv"
+        for needed in (path, attributes):
+            if not needed.is_file():
+                raise UserError(
+                    f"{needed} does not exist. source.root must be the unpacked CODE-test."
+                )
+        frame, columns = scan_strings(path)
+        findings = [find_column(columns, [name], path) for name in FINDINGS]
+        table = collect(
+            frame.select(
+                pl.concat_list(
+                    pl.when(clean_number(column) > 0).then(pl.lit(name))
+                    for name, column in zip(FINDINGS, findings, strict=True)
+                )
+                .list.drop_nulls()
+                .alias("statements")
+            ),
+            path,
+        ).with_row_index("record_path")
+        frame, columns = scan_strings(attributes)
+        people = collect(
+            frame.select(
+                clean_number(find_column(columns, ["age"], attributes)).alias("age_years"),
+                clean_sex(find_column(columns, ["sex"], attributes)).alias("sex"),
+            ),
+            attributes,
+        )
+        if not len(self._tracings) == table.height == people.height:
+            raise UserError(
+                f"{self.root}: {len(self._tracings)} tracings, {table.height} annotations and "
+                f"{people.height} attributes do not belong together."
+            )
+        number = pl.col("record_path").cast(pl.String)
+        records = table.hstack(people).with_columns(
+            number,
+            number.alias("record_id"),
+            number.alias("patient_id"),  # "from different patients": the data set's own words
+            pl.lit("code_test").alias("site"),
+            pl.lit(FS).alias("fs"),
+        )
+        return SourceTable(complete(records.lazy()), self.root, None, {"rows": table.height})
+
+    @cached_property
+    def _tracings(self) -> Any:
+        import h5py
+
+        path = self.root / "ecg_tracings.hdf5"
+        try:
+            return h5py.File(path, "r")["tracings"]
+        except (OSError, KeyError) as error:
+            raise UserError(f"{path} is missing or holds no data set 'tracings'.") from error
+
+    def read_ecg(self, record_path: str) -> EcgRecord:
+        """Return one recording without the zeros that fill it up to 4,096 samples.
+
+        Raises:
+            RejectedRecordError: It holds nothing but zeros.
+        """
+        tracing = np.asarray(self._tracings[int(record_path)], np.float32).T
+        filled = np.flatnonzero(tracing.any(axis=0))
+        if not len(filled):
+            raise RejectedRecordError(RejectReason.ALL_ZERO, "nothing but zeros")
+        signal = tracing[:, filled[0] : filled[-1] + 1] * np.float32(MILLIVOLT)
+        return EcgRecord(signal, LEADS, FS, None, ())
+
+
+SOURCE = CodeTestSource
