@@ -175,7 +175,7 @@ def test_a_folder_without_a_site_says_what_was_looked_for(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"metadata/metadata\.csv.*source=wfdb_folder"):
         read(tmp_path)
     (tmp_path / "Metadata").mkdir()
-    with pytest.raises(UserError, match=r"looks like HEEDB 2\.0"):
+    with pytest.raises(UserError, match=r"demographics_ECG\.csv of release 2\.0"):
         read(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""HEEDB 5.0 (Harvard-Emory ECG Database, BDSP): both sites, discovered below the root.
+"""HEEDB (Harvard-Emory ECG Database, BDSP): release and sites, discovered below the root.
 
 What its tables are like, and what is made of it:
 
@@ -19,6 +19,8 @@ never negative):
 | `software` | `codes_software` of the cart | the cart printed any statement |
 | `v24` | 12SL version 24, run again on the stored signal | it gave any statement |
 | `physician_else_software` | the physician's, else the cart's | either of them |
+
+Releases 2.0 to 4.0 are read as well (see `heedb_old`): they have one column of codes.
 """
 
 from collections import Counter
@@ -28,6 +30,7 @@ from pathlib import Path
 import polars as pl
 
 from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.records.sources.heedb_old import DIAGNOSES, find_release_2, read_release_2
 from ecgfounder_train.records.sources.table import (
     SourceTable,
     check_choice,
@@ -56,7 +59,7 @@ _MERGES = "PatientMergeHistory"
 
 @dataclass(frozen=True)
 class HeedbSource:
-    """HEEDB 5.0. The root may be the archive, its `ECG` folder, or one site's folder."""
+    """HEEDB of any release. The root may be the archive, its `ECG` folder, or a site's folder."""
 
     root: Path
     label_source: str = "physician"
@@ -68,10 +71,12 @@ class HeedbSource:
             UserError: No site below the root, no label table, or a column missing.
         """
         check_choice("label_source", self.label_source, LABEL_SOURCES)
-        sites = self._sites()
         counts: Counter[str] = Counter()
         texts: dict[str, str] = {}
         tables = []
+        sites = self._sites()
+        if not sites:
+            tables.append(self._read_release_2(counts))
         for site in sites:
             tables.append(self._read_site(site, counts))
             for code, text in _read_dictionary(site / _DICTIONARY).items():
@@ -87,27 +92,33 @@ class HeedbSource:
         return SourceTable(complete(records), self.root, merges, dict(counts), texts)
 
     def _sites(self) -> list[Path]:
+        """Return the folders of the sites; none for a release 2.0, which has no such folders."""
         candidates = [self.root]
         for pattern in ("*", "ECG/*", "*/ECG/*"):
             candidates += sorted(self.root.glob(pattern))
         sites = [folder for folder in candidates if (folder / _METADATA).is_file()]
         if sites:
             return sites
-        if any((self.root / name).exists() for name in ("Metadata", "ECG/Metadata")):
-            raise UserError(
-                f"{self.root} looks like HEEDB 2.0 (a folder 'Metadata'); this source reads 5.0. "
-                "Use source=wfdb_folder with its tables, or point source.root to release 5.0."
-            )
+        if find_release_2(self.root):
+            return []
         raise UserError(
             f"No HEEDB site below {self.root}: looked for {_METADATA} in it, in its folders and in "
-            "ECG/*. source.root must be the folder that holds ECG/I0001 and ECG/I0006 (or ECG, or "
-            "one site). For other WFDB folders use source=wfdb_folder."
+            "ECG/*, and for Metadata/demographics_ECG.csv of release 2.0. source.root must be the "
+            "folder that holds ECG/I0001 and ECG/I0006 (or ECG, or one site). For other WFDB "
+            "folders use source=wfdb_folder."
         )
 
     def _merge_folders(self, sites: list[Path]) -> list[Path]:
         # The table is a sibling of ECG/, so it is outside when the root is ECG or a site.
         nearby = {self.root, self.root.parent} | {site.parent.parent for site in sites}
         return sorted({folder / _MERGES for folder in nearby if (folder / _MERGES).is_dir()})
+
+    def _read_release_2(self, counts: Counter[str]) -> pl.DataFrame:
+        tables = find_release_2(self.root)
+        assert tables is not None
+        table = read_release_2(self.root, tables, counts)
+        count_quirks(table, counts)
+        return table.drop("stem", "age_days")
 
     def _read_site(self, site: Path, counts: Counter[str]) -> pl.DataFrame:
         table = _read_metadata(site, site.relative_to(self.root).as_posix())
@@ -123,6 +134,9 @@ class HeedbSource:
 
     def _read_labels(self, site: Path, counts: Counter[str]) -> pl.DataFrame:
         path = site / (_V24 if self.label_source == "v24" else _ACQUISITION)
+        is_old = (site / DIAGNOSES).is_file() and not (site / _ACQUISITION).is_file()
+        if is_old:
+            path = site / DIAGNOSES
         if not path.is_file():
             raise UserError(
                 f"No labels table: {path} does not exist, and source.label_source="
@@ -132,7 +146,7 @@ class HeedbSource:
         frame, columns = scan_strings(path)
         file_name = find_column(columns, ["FileName"], path)
         physician, software = "codes_physician", "codes_software"
-        if self.label_source == "v24":
+        if is_old or self.label_source == "v24":
             codes = clean(find_column(columns, ["codes", "codes_v24", "diagnoses"], path))
         elif self.label_source == "physician_else_software":
             codes = pl.coalesce(
@@ -146,6 +160,8 @@ class HeedbSource:
             frame.select(stem_of(file_name).alias("stem"), codes.alias("codes")), path
         ).with_columns(pl.lit(True).alias("has_row"))
         counts["label_rows"] += table.height
+        if is_old:
+            counts["label_rows_of_unknown_reader"] += table.height
         counts["label_rows_empty"] += table["codes"].null_count()
         unique = table.unique("stem", keep="first", maintain_order=True)
         counts["label_rows_of_a_stem_seen_before"] += table.height - unique.height
