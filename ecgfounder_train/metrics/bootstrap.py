@@ -1,7 +1,7 @@
 """The patient bootstrap of every metric: patients drawn with replacement, with all their records.
 
 A resample is a weight per patient, so nothing is copied or sorted again: a label is sorted once and
-walked once per 32 resamples. This is the check of the analytic intervals.
+walked once per 64 resamples. This is the check of the analytic intervals.
 """
 
 from collections.abc import Sequence

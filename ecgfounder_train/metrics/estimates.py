@@ -162,6 +162,8 @@ class Collector:
             lower, upper = logit_interval(self._value, self._error, self.level)
         elif interval == "wilson":
             lower, upper = wilson_interval(self._value, self._error, self._size, self.level)
+        without = np.array([reason is not None for reason in self._reasons], np.bool_)
+        lower, upper = np.where(without, np.nan, lower), np.where(without, np.nan, upper)
         reasons = [
             reason or (NO_VARIANCE if interval != "none" and np.isnan(low) else None)
             for reason, low in zip(self._reasons, lower, strict=True)

@@ -142,8 +142,10 @@ def components(
     return twice_wins, precision_sum / num_positives
 
 
-LANES = 32
-"""Resamples that one walk over the records serves: a patient's 32 weights are half a cache line."""
+LANES = 64
+"""Resamples that one walk over the records serves: a patient's weights fill a cache line."""
+
+_LONGEST_RUN = 257  # of weights up to 255 that a uint16 can add up
 
 _TIED, _LAST_OF_TIE, _FLAG_BITS = 2, 4, 3
 
@@ -194,19 +196,31 @@ def weighted_ranking(
     hits, alarms = np.zeros(LANES, np.int32), np.zeros(LANES, np.int32)
     tied_hits, tied_alarms = np.zeros(LANES, np.int32), np.zeros(LANES, np.int32)
     twice_lost, found = np.zeros(LANES, np.int64), np.zeros(LANES, np.float64)
-    for i in range(len(marks)):
+    run = np.zeros(LANES, np.uint16)
+    total, i = len(marks), 0
+    while i < total:
         mark = marks[i]
-        row = weights[mark >> _FLAG_BITS]
         if not mark & (_TIED | 1):
+            # Most records are such negatives. Adding up a run of them in 16 bits halves the time.
+            end = min(total, i + _LONGEST_RUN)
             for lane in range(LANES):
-                alarms[lane] += row[lane]
-        elif not mark & _TIED:
+                run[lane] = 0
+            while i < end and not marks[i] & (_TIED | 1):
+                row = weights[marks[i] >> _FLAG_BITS]
+                for lane in range(LANES):
+                    run[lane] += row[lane]
+                i += 1
+            for lane in range(LANES):
+                alarms[lane] += run[lane]
+            continue
+        row = weights[mark >> _FLAG_BITS]
+        if not mark & _TIED:
             for lane in range(LANES):
                 weight = np.int32(row[lane])
                 hits[lane] += weight
                 twice_lost[lane] += np.int64(2 * weight) * alarms[lane]
-                called = max(hits[lane] + alarms[lane], 1)
-                found[lane] += np.float64(weight) * hits[lane] / called
+                called = np.float64(max(hits[lane] + alarms[lane], 1))
+                found[lane] += np.float64(weight) * np.float64(hits[lane]) / called
         else:
             if mark & 1:
                 for lane in range(LANES):
@@ -221,10 +235,11 @@ def weighted_ranking(
                     twice_lost[lane] += np.int64(weight) * pairs
                     hits[lane] += weight
                     alarms[lane] += tied_alarms[lane]
-                    called = max(hits[lane] + alarms[lane], 1)
-                    found[lane] += np.float64(weight) * hits[lane] / called
+                    called = np.float64(max(hits[lane] + alarms[lane], 1))
+                    found[lane] += np.float64(weight) * np.float64(hits[lane]) / called
                     tied_hits[lane] = 0
                     tied_alarms[lane] = 0
+        i += 1
     for lane in range(LANES):
         if hits[lane] > 0 and alarms[lane] > 0:
             pairs = 2 * np.int64(hits[lane]) * np.int64(alarms[lane])

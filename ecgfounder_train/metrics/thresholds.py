@@ -141,10 +141,19 @@ def fit_thresholds(
             place = _choose(points, rule, target)
             value = float(points.threshold[place])
             if place == 0 or (rule == "youden" and len(points.threshold) == 2):
-                value, reason = float("nan"), "the scores do not tell the classes apart"
+                value, reason = float("nan"), _NO_ANSWER[rule]
         values.append(value)
         reasons.append(reason)
     return Thresholds(tuple(labels), rule, target, tuple(values), tuple(reasons))
+
+
+_UNTOLD = "the scores do not tell the classes apart"
+_NO_ANSWER = {
+    "youden": _UNTOLD,
+    "f1": _UNTOLD,
+    "sensitivity": _UNTOLD,
+    "specificity": "no threshold that calls any positive is as specific",
+}
 
 
 def _choose(points: OperatingPoints, rule: str, target: float | None) -> int:
