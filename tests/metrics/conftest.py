@@ -13,7 +13,7 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def thorough() -> int:
     """How many times more simulations the full tier makes."""
-    return 10 if os.environ.get("ECG_TEST_TIER") == "all" else 1
+    return 4 if os.environ.get("ECG_TEST_TIER") == "all" else 1
 
 
 class Scored(NamedTuple):
