@@ -389,11 +389,13 @@ def from_ventricle(qrs: Floats, gain: float) -> Morphology:
     return Morphology(qrs, st=-0.10 * main, t=-0.42 * main, st_begin_s=0.08)
 
 
-def fusion(one: Morphology, other: Morphology) -> Morphology:
-    """Return a beat half of one shape and half of another."""
-    qrs = np.vstack([one.qrs, other.qrs])
-    qrs[:, 3:] *= 0.5
-    return Morphology(qrs, (one.st + other.st) / 2, (one.t + other.t) / 2, other.st_begin_s)
+def fusion(sinus: Morphology, other: Morphology) -> Morphology:
+    """Return a beat that two fronts make together, the conducted one a little more."""
+    qrs = np.vstack([sinus.qrs, other.qrs])
+    qrs[: len(sinus.qrs), 3:] *= 0.6
+    qrs[len(sinus.qrs) :, 3:] *= 0.4
+    st, t = 0.6 * sinus.st + 0.4 * other.st, 0.6 * sinus.t + 0.4 * other.t
+    return Morphology(qrs, st, t, other.st_begin_s)
 
 
 def aberrant(beat: Morphology, gain: float) -> Morphology:

@@ -192,8 +192,8 @@ def _truth(
 
 
 def _extent_s(leads: Floats) -> tuple[float, float]:
-    """Return where a wave begins and ends around its reference: 6 % of its largest lead."""
-    shown = np.flatnonzero(np.abs(leads).max(axis=0) > 0.06 * np.abs(leads).max())
+    """Return where a wave begins and ends around its reference: 4 % of its largest lead."""
+    shown = np.flatnonzero(np.abs(leads).max(axis=0) > 0.04 * np.abs(leads).max())
     return float(shown[0]) * 0.001 - 0.12, float(shown[-1]) * 0.001 - 0.12
 
 

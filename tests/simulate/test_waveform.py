@@ -6,8 +6,11 @@ from scipy.signal import butter, find_peaks, sosfiltfilt
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.simulate import Anatomy, Findings, simulate_ecg
-from ecgfounder_train.simulate.morphology import FLAGS
-from ecgfounder_train.simulate.rhythm import CONDUCTED, RHYTHMS, make_beats
+from ecgfounder_train.simulate.events import CONDUCTED, PACED, VENTRICULAR, Beats
+from ecgfounder_train.simulate.morphology import FLAGS, INFARCTS
+from ecgfounder_train.simulate.noise import RAIL_MV
+from ecgfounder_train.simulate.rhythm import RHYTHMS, make_beats
+from ecgfounder_train.simulate.waveform import simulate_with_truth
 from ecgfounder_train.simulate.wfdb_write import quantise
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
@@ -265,3 +268,123 @@ def test_unknown_finding_names_the_nearest() -> None:
         simulate_ecg(0, ["inferior_infract"])
     with pytest.raises(UserError, match="atrial_flutter"):
         simulate_ecg(0, Findings("atrial_fluter"))
+
+
+@pytest.mark.parametrize(
+    ("flag", "same"),
+    [
+        ("leg_lead_reversed", {"I": ("III", -1), "II": ("II", -1), "aVR": ("aVF", 1)}),
+        ("chest_leads_reversed", {"V1": ("V3", 1), "V2": ("V2", 1), "I": ("I", 1)}),
+    ],
+)
+def test_swapped_cables_give_the_leads_of_the_swapped_electrodes(
+    flag: str, same: dict[str, tuple[str, int]]
+) -> None:
+    plain, swapped = clean_beat(), clean_beat(flag)
+    for shown, (of, sign) in same.items():
+        assert np.allclose(swapped[LEAD[shown]], sign * plain[LEAD[of]], atol=1e-5), shown
+
+
+@pytest.mark.parametrize("mains_hz", [50.0, 60.0])
+def test_hum_lies_at_the_frequency_of_the_mains(mains_hz: float) -> None:
+    signal = simulate_ecg(3, ["mains_hum"], mains_hz=mains_hz)
+    spectrum = np.abs(np.fft.rfft(signal, axis=1)).sum(axis=0)
+    hertz = np.fft.rfftfreq(signal.shape[1], 1 / FS)
+    above = (hertz > 45) & (hertz < 65)
+    assert hertz[above][spectrum[above].argmax()] == pytest.approx(mains_hz, abs=0.2)
+
+
+def test_clipping_stops_at_the_rail_and_a_loose_electrode_shows_no_heart() -> None:
+    clipped = [simulate_ecg(seed, ["clipping"]) for seed in range(6)]
+    assert any((np.abs(signal[6:]) >= RAIL_MV).sum() > 20 for signal in clipped)
+    assert all(np.abs(signal[6:]).max() <= RAIL_MV for signal in clipped)
+    loose = simulate_ecg(2, ["lead_off"])
+    quiet = np.ptp(loose[6:], axis=1) < 0.2
+    assert quiet.sum() == 1
+    assert (np.diff(loose[6:][quiet]) != 0).any()  # Hum: not what a check for a dead lead finds.
+
+
+@pytest.mark.parametrize("flag", ["motion", "clipping", "mains_hum"])
+def test_artefacts_keep_the_limb_leads_consistent(flag: str) -> None:
+    one, two, three, avr, avl, avf = quantise(simulate_ecg(5, [flag]), 1000.0).T[:6].astype(int)
+    assert np.abs(three - (two - one)).max() <= 1
+    assert np.abs(avr + (one + two) / 2).max() <= 1
+    assert np.abs(avl - (one - two / 2)).max() <= 1
+    assert np.abs(avf - (two - one / 2)).max() <= 1
+
+
+def beats_of(*flags: str, rhythm: str = "sinus", rate_bpm: float = 70.0, seed: int = 5) -> Beats:
+    anatomy = Anatomy.sample(np.random.default_rng(0))
+    findings = Findings.of(*flags, rhythm=rhythm, rate_bpm=rate_bpm)
+    return make_beats(np.random.default_rng(seed), findings, 10.0, anatomy)
+
+
+def test_mobitz_2_drops_beats_at_a_constant_pr() -> None:
+    beats = beats_of(rhythm="mobitz_2", rate_bpm=50.0)
+    pr_s = np.array([(r - beats.p_s[beats.p_s < r].max()) for r in beats.r_s])
+    assert np.ptp(pr_s) < 0.002
+    assert len(beats.p_s) > 1.2 * len(beats.r_s)
+
+
+def test_two_to_one_block_conducts_every_second_p_wave() -> None:
+    beats = beats_of(rhythm="av_block_2_to_1", rate_bpm=40.0)
+    assert len(beats.p_s) == pytest.approx(2 * len(beats.r_s), abs=1)
+
+
+def test_sa_block_of_the_second_kind_leaves_out_one_whole_cycle() -> None:
+    rr_s = np.diff(beats_of("sa_block_2").r_s)
+    assert rr_s.max() / np.median(rr_s) == pytest.approx(2.0, abs=0.15)
+
+
+def test_sa_block_of_the_first_kind_shortens_pp_before_a_gap_of_less_than_two() -> None:
+    rr_s = np.diff(beats_of("sa_block_1").r_s)
+    gaps = np.flatnonzero(rr_s > 1.4 * np.median(rr_s))
+    assert len(gaps) >= 2
+    assert (rr_s[gaps] < 2 * rr_s[gaps - 1]).all()
+    assert (rr_s[gaps - 1] < rr_s[gaps - 2]).all()
+
+
+@pytest.mark.parametrize("rhythm", ["complete_heart_block", "av_dissociation", "vt"])
+def test_p_waves_go_their_own_way_when_the_av_node_does_not_conduct(rhythm: str) -> None:
+    beats = beats_of(rhythm=rhythm, rate_bpm=150.0 if rhythm == "vt" else 62.0)
+    inside = beats.r_s[(beats.r_s > 0) & (beats.r_s < 10)]
+    pr_s = np.array([r - beats.p_s[beats.p_s < r].max() for r in inside])
+    assert pr_s.std() > 0.1
+
+
+def test_escape_and_paced_beats_end_pauses() -> None:
+    for flag, kind in (("ventricular_escape", VENTRICULAR), ("v_paced_complexes", PACED)):
+        beats = beats_of(flag)
+        after_pause = np.flatnonzero(beats.kinds == kind)
+        rr_s = np.diff(beats.r_s)
+        assert len(after_pause)
+        assert (rr_s[after_pause - 1] > 1.1 * np.median(rr_s)).all()
+
+
+def test_biventricular_pacing_has_two_spikes_per_beat_and_failure_has_spikes_alone() -> None:
+    both = beats_of(rhythm="paced_biventricular")
+    assert len(both.spikes_s) == 2 * len(both.r_s)
+    failing = beats_of(rhythm="pacing_failure", rate_bpm=60.0)
+    nearest = np.abs(failing.spikes_s[:, None] - failing.r_s).min(axis=1)
+    assert nearest.max() > 0.2
+
+
+def test_a_blocked_premature_p_wave_has_no_qrs() -> None:
+    beats = beats_of("blocked_pac")
+    assert len(beats.p_s) > len(beats.r_s)
+
+
+def test_a_paced_qrs_is_broad_but_not_broader_than_life() -> None:
+    for rhythm in ("paced_ventricular", "paced_dual", "vt"):
+        truths = [simulate_with_truth(seed, Findings(rhythm, 75.0))[1] for seed in range(6)]
+        assert all(0.12 < truth.qrs_s < 0.20 for truth in truths), rhythm
+
+
+@pytest.mark.parametrize("name", [name for name in INFARCTS if "posterior" not in name])
+def test_a_scar_gives_a_plain_q_wave_not_a_w(name: str) -> None:
+    """In the lead with the deepest Q, the QRS turns three times at most: Q, R, S or QS."""
+    signal = clean_beat(name)
+    beats = [qrs(signal, lead)[20:90] for lead in LEADS]
+    deepest = min(beats, key=lambda beat: beat[:40].min())
+    turns, _ = find_peaks(np.abs(deepest), prominence=0.12)
+    assert len(turns) <= 3
