@@ -11,8 +11,12 @@ LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V
 
 def bad_kind(draw: np.random.Generator, rates: Mapping[str, float]) -> str:
     """Return the one thing wrong with a record, or an empty string."""
-    position = int(np.searchsorted(np.cumsum(list(rates.values())), draw.random(), side="right"))
-    return list(rates)[position] if position < len(rates) else ""
+    left = draw.random()
+    for kind, rate in rates.items():
+        left -= rate
+        if left < 0:
+            return kind
+    return ""
 
 
 def spoil(

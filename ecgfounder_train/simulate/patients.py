@@ -41,11 +41,16 @@ def _one_of(
     rng: np.random.Generator, names: tuple[str, ...], shares: Mapping[str, float], factor: float
 ) -> str | None:
     """Return one name, each with its share times `factor`, or None."""
-    weights = np.array([shares[name] for name in names])
-    if (total := weights.sum() * factor) > 1:
-        weights = weights / total
-    position = int(np.searchsorted(np.cumsum(weights * factor), rng.random(), side="right"))
-    return names[position] if position < len(names) else None
+    # Plain Python: numpy takes ten times as long for a dozen numbers.
+    total = sum(shares[name] for name in names) * factor
+    draw = rng.random() * max(1.0, total)
+    if draw >= total:
+        return None
+    for name in names:
+        draw -= shares[name] * factor
+        if draw < 0:
+            return name
+    return None
 
 
 def _first_of(

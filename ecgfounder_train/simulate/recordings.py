@@ -139,8 +139,8 @@ def _write_patient(site: str, number: int, root: Path, settings: dict[str, Any])
             folder = f"{time:%Y}"
         recording = _Recording(stem, folder, acquired, own_id, findings, codes)
         # Signals have a generator of their own: tables are the same with and without them.
-        signal_draw = generator(settings, site, number, index + 1, 1)
-        is_plain = writer.write(draw, signal_draw, recording)
+        seeds = (site, number, index + 1, 1)
+        is_plain = writer.write(draw, seeds, recording)
         if is_plain and draw.random() < settings["exact_duplicates"]:
             writer.write_duplicate(draw, recording)
     for name in sorted(state.lasting & _ICD.keys()):
@@ -183,7 +183,7 @@ class _PatientWriter:
     def write(
         self,
         draw: np.random.Generator,
-        signal_draw: np.random.Generator,
+        seeds: tuple[str, int, int, int],
         recording: _Recording,
     ) -> bool:
         """Write files and rows of one recording with its quirks; tell whether it has none."""
@@ -214,6 +214,7 @@ class _PatientWriter:
             }
         )
         if is_written:
+            signal_draw = generator(settings, *seeds)
             duration_s = settings["duration_s"]
             signal = simulate_ecg(
                 *(signal_draw, recording.findings, fs, duration_s, self.state.anatomy),

@@ -1,6 +1,8 @@
 """The archive: same bytes by seed, every quirk counted, readable by wfdb and by this project."""
 
 import hashlib
+import os
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -229,9 +231,139 @@ def test_yaml_holds_the_defaults_of_the_code() -> None:
     assert config["out"] is None
 
 
+LAYOUTS = {
+    "5.0": {
+        "ECG/I0001/12SL_diagnoses/diagnoses_acquisition.csv",
+        "ECG/I0006/metadata/metadata.csv",
+    },
+    "4.0": {"ECG/I0001/12SL_diagnoses/diagnoses.csv", "ECG/I0006/12SL_diagnoses/diagnoses.csv"},
+    "2.0": {"Metadata/demographics_ECG.csv", "Metadata/duplicated.csv"},
+}
+
+
+@pytest.mark.parametrize("layout", [5.0, "4.0", 2])
+def test_each_release_has_its_own_folders_and_tables(tmp_path: Path, layout: object) -> None:
+    out = tmp_path / "a"
+    write_archive({"out": out, "num_patients": 10, "duration_s": 5.0, "layout": layout})
+    files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    for release, own in LAYOUTS.items():
+        assert (own <= files) == (float(layout) == float(release)), release
+    records = next(path for path in sorted(files) if path.endswith(".hea"))
+    assert records.startswith("ECG/WFDB/S000" if float(layout) == 2 else "ECG/I0001/WFDB/S000")
+
+
+def test_release_2_has_the_files_and_columns_that_its_readers_expect(tmp_path: Path) -> None:
+    root = tmp_path / "a"
+    summary = write_archive(
+        {"out": root, "num_patients": 40, "layout": "2.0", "exact_duplicates": 0.1}
+        | {"write_signals": False}
+    )
+    people = pl.read_csv(root / "Metadata" / "demographics_ECG.csv", infer_schema=False)
+    assert people.columns == ["BDSPPatientID", "FileName", "SexDSC", "Age"]
+    assert people["FileName"].str.contains(r"^\./S000[1-4]/\d{4}/\d{2}/de_.*\.hea$").all()
+    said = pl.read_csv(
+        root / "Metadata" / "ECG_Interpretations.psv", separator="|", infer_schema=False
+    )
+    assert (said.columns[0], said.columns[-1]) == ("file_source", "diagnostic_codes")
+    assert set(said["file_source"]) <= set(people["FileName"])
+    doubled = pl.read_csv(root / "Metadata" / "duplicated.csv")
+    assert doubled.columns == ["file_name"]
+    assert doubled.height == summary.counts["I0001"]["exact_duplicates"] > 0
+
+
+def test_what_the_physician_missed_is_known_in_the_truth(tmp_path: Path) -> None:
+    rates = {"missed_positives": 0.3, "exact_duplicates": 0.0, "missing_metadata": 0.0}
+    summary = write_archive(
+        {"out": tmp_path / "a", "num_patients": 150, "write_signals": False, **rates}
+    )
+    rows = truth(summary)
+    read = rows.filter(pl.col("codes_physician").is_not_null())
+    said = sum(len(cell.split()) for cell in read["codes_physician"])
+    missed = sum(len((cell or "").split()) for cell in read["missed"])
+    classes = read.height  # Never missed.
+    assert missed / (said + missed - classes) == pytest.approx(0.3, abs=0.03)
+    for codes, physician, left_out in read.select("codes", "codes_physician", "missed").iter_rows():
+        assert set(codes.split()) == set(physician.split()) | set((left_out or "").split())
+    assert rows["codes_physician"].null_count() == sum(
+        site["missing_over_read"] for site in summary.counts.values()
+    )
+    assert rows.filter(pl.col("codes_physician").is_null())["missed"].null_count() > 0
+
+
+def test_software_and_physician_disagree_at_the_rates_set(tmp_path: Path) -> None:
+    def disagreement(**rates: float) -> pl.Series:
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        summary = write_archive(
+            {"out": out, "num_patients": 80, "write_signals": False, "missed_positives": 0.0}
+            | rates
+        )
+        return table(summary, "I0001", "12SL_diagnoses/diagnoses_acquisition.csv")[
+            "jaccard_index"
+        ].cast(pl.Float64)
+
+    none = disagreement(software_disagreement=0.0, software_additions=0.0)
+    assert none.drop_nulls().min() == 1.0
+    some = disagreement(software_disagreement=0.3, software_additions=0.2)
+    assert 0.5 < some.mean() < 0.85
+
+
+def test_recording_faults_come_at_their_rates_with_their_statements(tmp_path: Path) -> None:
+    rates = {"arm_leads_reversed": 0.1, "leg_lead_reversed": 0.1, "chest_leads_reversed": 0.1}
+    summary = write_archive(
+        {"out": tmp_path / "a", "num_patients": 300, "write_signals": False}
+        | {"recording": {**dict.fromkeys(DEFAULTS["recording"], 0.0), **rates, "lead_off": 0.1}}
+    )
+    rows = truth(summary).with_columns(
+        pl.col("codes").str.split(" "), pl.col("findings").fill_null("").str.split(" ")
+    )
+    codes = {
+        **{"arm_leads_reversed": "1672", "leg_lead_reversed": "1679"},
+        **{"chest_leads_reversed": "1595", "lead_off": "1673"},
+    }
+    for flag, code in codes.items():
+        is_so = rows["findings"].list.contains(flag)
+        assert is_so.mean() == pytest.approx(0.1, abs=0.03), flag
+        assert (rows["codes"].list.contains(code) == is_so).all(), flag
+
+
+def test_prevalences_have_a_long_tail(tmp_path: Path) -> None:
+    from ecgfounder_train.labels import Vocabulary
+
+    summary = write_archive({"out": tmp_path / "a", "num_patients": 1200, "write_signals": False})
+    vocabulary = Vocabulary.load("ecgfounder150")
+    cells = truth(summary)["codes"].str.split(" ")
+    counts = np.sum([vocabulary.encode(cell)[0] for cell in cells], axis=0)
+    shares = np.sort(counts / len(cells))[::-1]
+    assert (counts > 0).sum() > 135
+    assert shares[0] > 0.4
+    assert 0.002 < np.median(shares) < 0.01
+    assert shares[120] < 0.002
+
+
+def test_tables_alone_are_written_at_a_thousand_rows_a_second(tmp_path: Path) -> None:
+    """A million rows in minutes; half of what a quiet core does, for busy machines."""
+    begin = time.process_time()
+    summary = write_archive({"out": tmp_path / "a", "num_patients": 400, "write_signals": False})
+    assert summary.num_records / (time.process_time() - begin) > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("ECG_TEST_TIER") != "all", reason="ECG_TEST_TIER=all only")
+def test_three_hundred_ecgs_a_second_are_simulated(tmp_path: Path) -> None:
+    write_archive({"out": tmp_path / "warm", "num_patients": 3})
+    begin = time.process_time()
+    summary = write_archive({"out": tmp_path / "a", "num_patients": 300})
+    assert summary.num_records / (time.process_time() - begin) > 300
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"layout": "6.0"}, "5.0, 4.0, 2.0"),
+        ({"mains_hz": 55}, "50 or at 60"),
+        ({"recording": {"motion": 1.5}}, "between 0 and 1"),
+        ({"recording": {"motions": 0.5}}, "motion"),
+        ({"missed_positives": -0.1}, "between 0 and 1"),
         ({"num_patient": 3}, "num_patients"),
         ({"num_patients": 0}, "at least 1"),
         ({"num_patients": "many"}, "number"),
