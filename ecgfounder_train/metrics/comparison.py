@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.metrics.arrays import checked_arrays, masked_columns
@@ -235,7 +235,7 @@ def _difference(one: LabelRanking, other: LabelRanking, metric: str) -> tuple[fl
 
 def _two_sided(difference: Float, error: Float) -> Float:
     with np.errstate(divide="ignore", invalid="ignore"):
-        p_value: Float = np.where(error > 0, 2 * norm.sf(np.abs(difference / error)), np.nan)
+        p_value: Float = np.where(error > 0, 2 * ndtr(-np.abs(difference / error)), np.nan)
     return p_value
 
 

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from ecgfounder_train.metrics.clusters import MIN_PATIENTS
 
@@ -73,7 +73,7 @@ class Estimates:
 
 def normal_quantile(level: float) -> float:
     """Return how many standard errors an interval of this level reaches to each side."""
-    return float(norm.ppf(0.5 + level / 2))
+    return float(ndtri(0.5 + level / 2))
 
 
 def logit_interval(value: Float, standard_error: Float, level: float) -> tuple[Float, Float]:

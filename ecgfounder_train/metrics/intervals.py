@@ -5,6 +5,10 @@ interval on the logit scale. Average precision: the influence function summed pe
 a vector per patient and label, whose products are the covariance of any two labels, and with it the
 interval of the macro mean.
 
+Coverage of the 95 % intervals, simulated with patients whose records resemble each other: AUROC
+95 % and average precision 94 to 95 % from about 80 positive patients on; both 92 to 94 % with 30 to
+40 of them and 91 to 93 % with 14 to 17. Read those of rare labels as a little too narrow.
+
 Source:
     Obuchowski 1997, Biometrics 53(2), 567-578, doi:10.2307/2533958 (clustered ROC).
     DeLong, DeLong and Clarke-Pearson 1988, doi:10.2307/2531595 (structural components).

@@ -66,7 +66,13 @@ def subgroup_intervals(
     clusters = as_clusters(patients, len(scores))
     if whole is None:
         whole = ranking_intervals(
-            scores, truth, mask, patients=clusters, labels=labels, level=level
+            scores,
+            truth,
+            mask,
+            patients=clusters,
+            labels=labels,
+            level=level,
+            num_threads=num_threads,
         )
     result = []
     for attribute, given in groups.items():
