@@ -18,7 +18,17 @@ Function = TypeVar("Function", bound=Callable[..., object])
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_compiled = cast(Callable[[Function], Function], numba.njit(cache=True, nogil=True))
+
+def compiled(function: Function) -> Function:
+    """Return the function compiled at its first call, kept on disk where there is a place for it.
+
+    A read-only container without a home has none; numba then refuses to cache, on import.
+    """
+    try:
+        return cast(Function, numba.njit(cache=True, nogil=True)(function))
+    except RuntimeError:
+        return cast(Function, numba.njit(nogil=True)(function))
+
 
 _DIGIT_BITS = 11
 _NUM_DIGITS = 1 << _DIGIT_BITS
@@ -39,7 +49,7 @@ def sort_marks(
     return scores[order], marks[order]
 
 
-@_compiled
+@compiled
 def _radix_sort(
     bits: NDArray[np.uint32], marks: NDArray[np.int32]
 ) -> tuple[NDArray[np.generic], NDArray[np.int32]]:
@@ -75,7 +85,7 @@ def _radix_sort(
     return keys, places
 
 
-@_compiled
+@compiled
 def components(
     keys: NDArray[np.generic],
     marks: NDArray[np.int32],
@@ -150,7 +160,7 @@ _LONGEST_RUN = 257  # of weights up to 255 that a uint16 can add up
 _TIED, _LAST_OF_TIE, _FLAG_BITS = 2, 4, 3
 
 
-@_compiled
+@compiled
 def bootstrap_marks(keys: NDArray[np.generic], marks: NDArray[np.int32]) -> NDArray[np.int32]:
     """Return marks in descending order of score with flags where ties matter.
 
@@ -180,7 +190,7 @@ def bootstrap_marks(keys: NDArray[np.generic], marks: NDArray[np.int32]) -> NDAr
     return result
 
 
-@_compiled
+@compiled
 def weighted_ranking(
     marks: NDArray[np.int32],
     weights: NDArray[np.uint8],
@@ -250,7 +260,7 @@ def weighted_ranking(
             precision[lane] = np.nan
 
 
-@_compiled
+@compiled
 def weighted_sums(
     codes: NDArray[np.int32],
     bins: NDArray[np.int64],

@@ -25,6 +25,7 @@ from ecgfounder_train.metrics.bootstrap import METRICS, patient_weights
 from ecgfounder_train.metrics.kernels import (
     LANES,
     bootstrap_marks,
+    compiled,
     sort_marks,
     weighted_ranking,
 )
@@ -173,3 +174,9 @@ def test_unknown_metric_and_too_few_resamples_are_refused(rng):
         bootstrap(*arguments, patients=np.arange(4), metrics=("aurok",))
     with pytest.raises(UserError, match="num_resamples=1"):
         bootstrap(*arguments, patients=np.arange(4), num_resamples=1)
+
+
+def test_kernels_compile_where_nothing_can_be_cached():
+    namespace = {}
+    exec("def double(x): return 2 * x", namespace)  # a function without a file has no cache
+    assert compiled(namespace["double"])(4) == 8
