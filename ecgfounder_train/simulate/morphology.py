@@ -127,7 +127,7 @@ _SCARS = {
     "anterior_infarct": [[-0.28, 0.0, -0.04], [-0.85, 0.0, 0.42], [0.10, 0.0, -0.08]],
     "lateral_infarct": [[-0.58, 0.08, -0.16], [-0.60, 0.0, -0.05], [-0.20, 0.0, 0.0]],
     "anterolateral_infarct": [[-0.50, 0.0, 0.02], [-1.10, 0.0, 0.46], [-0.10, 0.0, 0.0]],
-    "inferior_infarct": [[-0.02, -0.42, -0.24], [0.0, -0.70, 0.0], [0.0, 0.0, 0.0]],
+    "inferior_infarct": [[-0.02, -0.44, -0.24], [0.0, -0.62, 0.0], [0.0, 0.14, 0.0]],
     "inferoposterior_infarct": [[0.0, -0.46, -0.26], [0.0, -0.80, -0.45], [0.0, -0.1, -1.05]],
     "posterior_infarct": [[-0.10, -0.02, -0.26], [0.0, 0.0, -0.60], [0.0, 0.0, -1.10]],
 }
@@ -259,8 +259,9 @@ def conducted(rng: np.random.Generator, findings: Findings, anatomy: Anatomy) ->
         t = np.array([-0.34, -0.08, -0.42]) * anatomy.t_gain
         st = np.array([-0.09, -0.03, -0.14])
         st_begin_s = 0.09
-    if "wpw" in flags:
-        qrs = np.vstack([qrs, [-0.036, 0.014, 0.015, 0.42, 0.14, -0.22]])
+    if "wpw" in flags:  # The septum is reached from the side of the pathway: no q, a slurred rise.
+        qrs[0, 3:] = [0.36, 0.14, -0.12]
+        qrs = np.vstack([qrs, [-0.045, 0.014, 0.018, 0.26, 0.10, -0.18]])
         t = t * np.array([-0.2, 0.3, 0.8])
 
     st, t = _repolarisation(rng, flags, st, t)

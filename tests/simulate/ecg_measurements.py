@@ -438,7 +438,14 @@ LABEL_MEASUREMENTS: dict[str, tuple[str, Measurement]] = {
         "QRS duration, no spikes",
         lambda f: f["QRS duration"] * 10 - 3 * f["ventricular spikes"] + f["R V1"],
     ),
-    "WOLFF-PARKINSON-WHITE": ("short PR and long QRS", lambda f: f["QRS duration"] - f["PR"]),
+    "WOLFF-PARKINSON-WHITE": (
+        "short PR with a P wave, long QRS without q in I, V6",
+        lambda f: (
+            min(f["QRS duration"], 0.13) - min(f["PR"], 0.2) - 0.5 * (f["Q I"] + f["Q V6"])
+            if f["P"] > 0.08
+            else -1.0
+        ),
+    ),
     "LOW VOLTAGE QRS": ("limb voltage, low", _of("limb voltage", -1)),
     "LEFT VENTRICULAR HYPERTROPHY": ("S V1 + R V5/V6", _of("Sokolow")),
     "VOLTAGE CRITERIA FOR LEFT VENTRICULAR HYPERTROPHY": ("S V1 + R V5/V6", _of("Sokolow")),
