@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ecgfounder_train.core.errors import UserError, did_you_mean
-from ecgfounder_train.metrics.arrays import masked_columns
+from ecgfounder_train.metrics.arrays import checked_arrays, masked_columns
 from ecgfounder_train.metrics.clusters import MIN_PATIENTS, Clusters, as_clusters
 from ecgfounder_train.metrics.decisions import RATIOS, decisions, ratio, threshold_values
 from ecgfounder_train.metrics.estimates import FEW_POSITIVE_PATIENTS, NO_VARIANCE, Estimates
@@ -78,8 +78,8 @@ def bootstrap(
         raise UserError(
             f"num_resamples={num_resamples}: a bootstrap takes at least 2, better 1000."
         )
-    num_labels = np.asarray(logits).shape[-1]
-    clusters = as_clusters(patients, len(np.asarray(logits)))
+    num_records, num_labels = checked_arrays(logits, targets, observed)[0].shape
+    clusters = as_clusters(patients, num_records)
     if calibration is not None:
         calibration.check_labels(num_labels, labels)
     cuts = threshold_values(thresholds, num_labels, labels)
@@ -126,7 +126,7 @@ def patient_weights(num_patients: int, num_resamples: int, seed: int) -> NDArray
     for number in range(1, num_resamples + 1):
         drawn = np.random.default_rng([seed, number]).integers(0, num_patients, num_patients)
         times = np.bincount(drawn, minlength=num_patients)
-        assert times.max() < 256, "no patient of many is drawn so often"
+        assert times.max(initial=0) < 256, "no patient of many is drawn so often"
         weights[number // LANES, :, number % LANES] = times
     return weights
 

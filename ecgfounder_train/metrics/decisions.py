@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ecgfounder_train.core.errors import UserError
-from ecgfounder_train.metrics.arrays import masked_columns
+from ecgfounder_train.metrics.arrays import checked_arrays, masked_columns
 from ecgfounder_train.metrics.clusters import MIN_PATIENTS, Clusters, as_clusters
 from ecgfounder_train.metrics.estimates import FEW_POSITIVE_PATIENTS, Collector, Estimates
 from ecgfounder_train.metrics.intervals import NEVER_OBSERVED, Column, corrected, dot
@@ -79,7 +79,8 @@ def decision_table(
         UserError: Shapes differ, a score is NaN, or a target is neither 0 nor 1.
     """
     rows = []
-    cuts = threshold_values(thresholds, np.asarray(logits).shape[-1], labels)
+    num_labels = checked_arrays(logits, targets, observed)[0].shape[1]
+    cuts = threshold_values(thresholds, num_labels, labels)
     for index, column in enumerate(masked_columns(logits, targets, observed, labels)):
         kind = decisions(column, cuts[index])
         rows.append(np.full(4, np.nan) if kind is None else np.bincount(kind, minlength=4))
@@ -180,8 +181,8 @@ def decision_intervals(
     Raises:
         UserError: As `decision_table`, or there is not one patient per record.
     """
-    num_labels = np.asarray(logits).shape[-1]
-    clusters = as_clusters(patients, len(np.asarray(logits)))
+    num_records, num_labels = checked_arrays(logits, targets, observed)[0].shape
+    clusters = as_clusters(patients, num_records)
     cuts = threshold_values(thresholds, num_labels, labels)
     columns = masked_columns(logits, targets, observed, labels)
 

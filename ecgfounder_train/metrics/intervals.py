@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ecgfounder_train.metrics.arrays import masked_columns
+from ecgfounder_train.metrics.arrays import checked_arrays, masked_columns
 from ecgfounder_train.metrics.clusters import MIN_PATIENTS, Clusters, as_clusters
 from ecgfounder_train.metrics.estimates import (
     FEW_NEGATIVE_PATIENTS,
@@ -119,10 +119,11 @@ def ranking_intervals(
     Raises:
         UserError: As `ranking_metrics`, or there is not one patient per record.
     """
-    clusters = as_clusters(patients, len(np.asarray(logits)))
+    num_records, num_labels = checked_arrays(logits, targets, observed)[0].shape
+    clusters = as_clusters(patients, num_records)
     columns = masked_columns(logits, targets, observed, labels)
     rows = in_threads(lambda column: rank_label(column, clusters), columns, num_threads)
-    shape = (np.asarray(logits).shape[1], clusters.num_clusters)
+    shape = (num_labels, clusters.num_clusters)
     areas = Collector("auroc", *shape, level)
     precisions = Collector("average_precision", *shape, level)
     for index, row in enumerate(rows):

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from ecgfounder_train.metrics.arrays import masked_columns
+from ecgfounder_train.metrics.arrays import checked_arrays, masked_columns
 from ecgfounder_train.metrics.clusters import MIN_PATIENTS, Clusters, as_clusters
 from ecgfounder_train.metrics.decisions import ratio_spread
 from ecgfounder_train.metrics.estimates import FEW_POSITIVE_PATIENTS, Collector, Estimates
@@ -121,8 +121,8 @@ def probability_intervals(
     Raises:
         UserError: As `brier`, or there is not one patient per record.
     """
-    num_labels = np.asarray(logits).shape[-1]
-    clusters = as_clusters(patients, len(np.asarray(logits)))
+    num_records, num_labels = checked_arrays(logits, targets, observed)[0].shape
+    clusters = as_clusters(patients, num_records)
     shape = (num_labels, clusters.num_clusters, level)
     squares, errors = Collector("brier", *shape), Collector("calibration_error", *shape)
     columns = masked_columns(logits, targets, observed, labels)

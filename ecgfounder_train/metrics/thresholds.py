@@ -142,6 +142,8 @@ def fit_thresholds(
             value = float(points.threshold[place])
             if place == 0 or (rule == "youden" and len(points.threshold) == 2):
                 value, reason = float("nan"), _NO_ANSWER[rule]
+            elif np.isinf(value):
+                value, reason = float("nan"), "a logit is infinite"
         values.append(value)
         reasons.append(reason)
     return Thresholds(tuple(labels), rule, target, tuple(values), tuple(reasons))

@@ -103,6 +103,14 @@ def test_scores_that_rank_the_wrong_way_give_no_youden_threshold():
     assert fitted.reasons[0] is not None
 
 
+def test_infinite_logits_give_no_threshold_and_no_curve():
+    logits = np.array([[np.inf], [-np.inf]] * 200)
+    targets = np.array([[1], [0]] * 200)
+    fitted = fit_thresholds(logits, targets, split="val", labels=["A"])
+    assert (np.isnan(fitted.values[0]), fitted.reasons) == (True, ("a logit is infinite",))
+    assert fit_calibration(logits, targets, split="val", labels=["A"]).reasons == fitted.reasons
+
+
 @pytest.mark.parametrize(
     ("rule", "target", "message"),
     [

@@ -5,7 +5,14 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ecgfounder_train.core.errors import UserError
-from ecgfounder_train.metrics import clusters_from_keys, ranking_intervals, ranking_metrics
+from ecgfounder_train.metrics import (
+    bootstrap,
+    clusters_from_keys,
+    decision_intervals,
+    probability_intervals,
+    ranking_intervals,
+    ranking_metrics,
+)
 from ecgfounder_train.metrics.arrays import masked_columns
 from ecgfounder_train.metrics.clusters import as_clusters
 from ecgfounder_train.metrics.intervals import rank_label
@@ -224,3 +231,26 @@ def test_records_without_a_patient_are_their_own_cluster_and_the_note_says_so():
     assert clusters_from_keys(["s", None], ["x", "s"]).num_clusters == 2, "keys of two kinds"
     with pytest.raises(UserError, match="2 patient keys but 1 record keys"):
         clusters_from_keys(["a", "b"], ["r"])
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        lambda *arrays: ranking_intervals(*arrays, patients=np.arange(len(arrays[0]))).auroc,
+        lambda *arrays: bootstrap(*arrays, patients=np.arange(len(arrays[0])))["f1"],
+        lambda *arrays: decision_intervals(
+            *arrays, patients=np.arange(len(arrays[0])), thresholds=0.0
+        )["f1"],
+        lambda *arrays: probability_intervals(*arrays, patients=np.arange(len(arrays[0])))["brier"],
+    ],
+)
+def test_no_records_are_nan_and_wrong_shapes_a_clear_error(metric):
+    empty = metric(np.zeros((0, 2)), np.zeros((0, 2)))
+    assert np.isnan(empty.value).all()
+    assert empty.reasons == ("never observed", "never observed")
+    with pytest.raises(UserError, match="add an axis"):
+        metric(np.zeros(5), np.zeros(5))
+    with pytest.raises(UserError, match="targets have shape"):
+        metric(np.zeros((5, 2)), np.zeros((5, 3)))
+    with pytest.raises(UserError, match="2 of 5 logits of label number 1 are NaN"):
+        metric(np.array([[0, np.nan]] * 2 + [[0, 1.0]] * 3), np.zeros((5, 2)))
