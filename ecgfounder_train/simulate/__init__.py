@@ -1,12 +1,22 @@
 """A synthetic HEEDB: an archive with the layout, quirks and label habits of the real one.
 
-`rhythm` says when the heart beats, `waveform` what the twelve leads show of it, `statements` what
-the interpretation says, `archive` lays all of it out as HEEDB 5.0 does.
+Read in this order: `patients` (who has what, at the rates of `prevalence`), `rhythm` (when the
+heart beats; `sinus` and `events` beside it), `morphology` (what a beat looks like), `noise`,
+`waveform` (twelve leads of all that), `statements` (what is said of it), `recordings` (files with
+their faults), `tables` (the layouts of the releases), `archive` (all of it, in parallel).
 """
 
 from ecgfounder_train.simulate.anatomy import Anatomy
 from ecgfounder_train.simulate.archive import ArchiveSummary, write_archive
-from ecgfounder_train.simulate.rhythm import Findings
-from ecgfounder_train.simulate.waveform import simulate_ecg
+from ecgfounder_train.simulate.events import Findings
+from ecgfounder_train.simulate.waveform import Truth, simulate_ecg, simulate_with_truth
 
-__all__ = ["Anatomy", "ArchiveSummary", "Findings", "simulate_ecg", "write_archive"]
+__all__ = [
+    "Anatomy",
+    "ArchiveSummary",
+    "Findings",
+    "Truth",
+    "simulate_ecg",
+    "simulate_with_truth",
+    "write_archive",
+]

@@ -41,6 +41,8 @@ TRUTH_COLUMNS = (
     *("stem", "site", "patient", "rhythm", "rate_bpm", "findings", "codes", "codes_physician"),
     *("missed", "quirk"),
 )
+"""Columns of `simulation/truth.csv`: `codes` is what is really there, `codes_physician` what the
+physician wrote (empty: no over-read), `missed` what the physician who did read left out."""
 ICD_COLUMNS = ("BDSPPatientID", "DiagnosisDate", "Code", "Description")
 COUNTS = (
     *("patients", "merged_patients", "records", "metadata_rows", "v24_rows", "header_files"),
