@@ -39,6 +39,7 @@ class ExternalSet:
         label_map: Which labels of the model are evaluated, and how.
         read: Returns the recording at a record_path.
         secret: Fingerprint of the keys' secret.
+        num_unanswered: Records left out because every answer is open.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ExternalSet:
     label_map: LabelMap
     read: Callable[[str], EcgRecord]
     secret: str
+    num_unanswered: int = 0
 
 
 def open_external(
@@ -103,6 +105,7 @@ def open_external(
         label_map,
         read,
         secret.fingerprint,
+        int((~answered).sum()),
     )
 
 

@@ -725,8 +725,7 @@ def _add_method(page: HtmlPage, assessment: Assessment) -> None:
     ]
     if assessment.decisions is not None:
         lines.append(
-            "Thresholds and calibration come from the validation part of the training data and "
-            "were fixed before these records were looked at."
+            "Thresholds and calibration come from the validation part of the training data alone."
         )
     if assessment.controls:
         lines.append(

@@ -69,6 +69,10 @@ class Evaluation:
         self.run = RunDirectory.existing(config["paths"]["runs"], name)
         self.checkpoint = find_checkpoint(self.run, str(config["checkpoint"]))
         self.trained = TrainedModel.load(self.checkpoint, self.device)
+        if config["windows"] and not self.is_external:
+            raise UserError(
+                "windows= is for external sets; the windows of shards were cut by prepare."
+            )
         self.batch_size = config["batch_size"]
 
     @property
@@ -162,10 +166,9 @@ class Evaluation:
             UserError: The data do not fit the model, or were trained on.
         """
         external = self.external if self.is_external else None
+        overlap = self.check_overlap(self.training)
         evaluated = self._predict(self.trained, self.run.name, external)
-        source = str(self.config["source"]["name"]) if external else ""
-        if self.split != "train":
-            evaluated.remarks.append(check_overlap(evaluated.predictions, self.training, source))
+        evaluated.remarks += overlap
         if not external and (unknown := _unknown_patients(self.shards)):
             evaluated.remarks.append(
                 f"The patient of {unknown:,} of the data set's records is not known; there the "
@@ -173,14 +176,45 @@ class Evaluation:
             )
         return evaluated
 
+    def _for_records(self, trained: TrainedModel) -> TrainedModel:
+        """Return the model that cuts longer records as asked for."""
+        policy = self.config["windows"]
+        return trained.with_windows(str(policy)) if policy else trained
+
+    def check_overlap(self, training: ShardSet | None) -> list[str]:
+        """Return what was checked in words; refuse records or patients of the training part.
+
+        `split=train` is asked for by name, and the report says what such numbers mean.
+
+        Raises:
+            UserError: Some of them are among these.
+        """
+        if self.split == "train":
+            return []
+        if self.is_external:
+            frame, secret = self.external.frame, self.external.secret
+            keys = frame["record_key"].to_list(), frame["patient_key"].to_list()
+            return [check_overlap(*keys, secret, training, self.external.name)]
+        entries = self.shards.index[self.shards.rows(str(self.split))]
+        both = (entries[name].astype(str).tolist() for name in ("record_key", "patient_key"))
+        manifest = self.shards.manifest
+        secret = manifest.fingerprints["secret"]
+        return [check_overlap(*both, secret, training, manifest.source)]
+
     def _predict(self, trained: TrainedModel, name: str, external: ExternalSet | None) -> Evaluated:
         crops, provenance, remarks = self.config["crops"], self._provenance(trained), []
         label_map = None
         if external is not None:
+            trained = self._for_records(trained)
             done = predict_external(trained, external, self.device, self.batch_size, name, crops)
             windows, label_map = done.predictions, external.label_map
             remarks += [
-                done.in_words,
+                done.in_words
+                + (
+                    f" {external.num_unanswered:,} more have no answer to any evaluated label."
+                    if external.num_unanswered
+                    else ""
+                ),
                 f"{len(label_map.entries)} of the model's {len(label_map.labels)} labels have an "
                 f"answer here (map {label_map.name}, {label_map.variant}).",
             ]
@@ -258,10 +292,8 @@ class Evaluation:
             controls["untrained + probe"] = self._predict_like(probe, "untrained", evaluated)
         if self.config["scratch"]:
             other = Evaluation(self.config, str(self.config["scratch"]))
+            self.check_overlap(other.training)
             found = self._predict_like(other.trained, other.run.name, evaluated)
-            source = str(self.config["source"]["name"]) if self.is_external else ""
-            if self.split != "train":
-                check_overlap(found, other.training, source)
             controls["from scratch"] = found
         return controls
 
@@ -356,7 +388,8 @@ class Evaluation:
     def _signal(self, key: str, window: int) -> tuple[Any, float, tuple[str, ...]]:
         if self.is_external:
             row = self.external.frame["record_key"].to_list().index(key)
-            return signal_of(self.trained, self.external, row, window)
+            trained = self._for_records(self.trained)
+            return signal_of(trained, self.external, row, window)
         index = self.shards.index
         row = int(
             np.flatnonzero((index["record_key"] == key.encode()) & (index["window"] == window))[0]
@@ -378,8 +411,8 @@ class Evaluation:
     def _settings(self, decisions: Decisions | None) -> dict[str, str]:
         plain = {
             key: self.config[key]
-            for key in ("split", "map", "pool", "crops", "threshold", "calibration", "controls",
-                        "scratch")
+            for key in ("split", "map", "windows", "pool", "crops", "threshold", "calibration",
+                        "controls", "scratch")
         }  # fmt: skip
         rows = {
             "config": ", ".join(f"{key}={value}" for key, value in plain.items()),

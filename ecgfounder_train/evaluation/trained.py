@@ -73,6 +73,16 @@ class TrainedModel:
         profile = SignalProfile.from_config({**self.profile.to_dict(), "leads": ["I"]})
         return replace(self, profile=profile, lead_choice="lead_I")
 
+    def with_windows(self, policy: str) -> "TrainedModel":
+        """Return the same model that cuts longer records otherwise: consecutive, centre, first.
+
+        Raises:
+            UserError: There is no such policy.
+        """
+        config = self.profile.to_dict()
+        windows = {**config["windows"], "policy": policy}
+        return replace(self, profile=SignalProfile.from_config({**config, "windows": windows}))
+
     @property
     def transform(self) -> BatchTransform:
         """The load half of its preprocessing."""

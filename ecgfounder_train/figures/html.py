@@ -56,6 +56,7 @@ tbody tr:hover { background: #f5f9fc; }
 th.number { white-space: normal; }
 table.sortable td:first-child { min-width: 11rem; }
 td small { color: var(--muted); }
+td.number small { display: inline-block; max-width: 8.5rem; white-space: normal; }
 th span { cursor: pointer; font-weight: 600; }
 th span:focus-visible { outline: 2px solid var(--accent); }
 th span::after { content: " \\2195"; color: #aaa; }

@@ -108,7 +108,7 @@ class LabelMap:
         seen: set[str] = set()
         for number, row in enumerate(_rows(path), start=2):
             label, where = row["label"], f"{path}, row {number}"
-            if label not in excluded:
+            if label not in labels:
                 raise UserError(
                     f"{where}: the model has no label {label!r}.{did_you_mean(label, labels)}"
                 )
