@@ -201,3 +201,17 @@ STATEMENTS: dict[int, tuple[str, str]] = {
     1693: ("BORDE", "BORDERLINE ECG"),
     1699: ("AB", "ABNORMAL ECG"),
 }
+
+ALTERNATIVES: dict[int, tuple[int, ...]] = {
+    code: others
+    for code, (acronym, text) in STATEMENTS.items()
+    if acronym
+    and (
+        others := tuple(
+            other
+            for other, (no_acronym, same) in STATEMENTS.items()
+            if same == text and not no_acronym
+        )
+    )
+}
+"""Codes whose text stands under other codes too: code -> the others."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ecgfounder_train.simulate.dictionary import ALTERNATIVES
 from ecgfounder_train.simulate.events import Findings
 from ecgfounder_train.simulate.faults import bad_kind, spoil, spoil_files
 from ecgfounder_train.simulate.morphology import RECORDING_FLAGS
@@ -167,7 +168,8 @@ class _PatientWriter:
         self, draw: np.random.Generator, has_previous: bool
     ) -> tuple[Findings, tuple[int, ...]]:
         """Return what the next ECG shows and what is said of it."""
-        findings = sample_findings(draw, self.state, self.settings["prevalences"])
+        settings = self.settings
+        findings = sample_findings(draw, self.state, settings["prevalences"])
         rates = [self.settings["recording"][flag] for flag in RECORDING_FLAGS]
         drawn = draw.random(len(RECORDING_FLAGS)) < rates
         flags = {flag for flag, is_so in zip(RECORDING_FLAGS, drawn, strict=True) if is_so}
@@ -178,6 +180,12 @@ class _PatientWriter:
         codes, findings = statements(
             draw, findings, self.state.is_child, has_previous, self.settings["weakened_statements"]
         )
+        if draw.random() < settings["alternative_codes"] * len(codes):
+            # At most one per cell: the chance of a cell is that of its statements together.
+            index = int(draw.integers(len(codes)))
+            others = ALTERNATIVES.get(codes[index])
+            if others:
+                codes = (*codes[:index], int(draw.choice(others)), *codes[index + 1 :])
         return findings, codes
 
     def write(
@@ -302,7 +310,11 @@ class _PatientWriter:
             said, physician_cell, agreement = (), "", ""
             self._count({"missing_over_read": True})
         name = self._table_name(recording)
-        self.rows.acquisition.append((name, software_cell, physician_cell, agreement))
+        if draw.random() < rates["missing_acquisition"]:
+            said = ()
+            self._count({"missing_acquisition": True})
+        else:
+            self.rows.acquisition.append((name, software_cell, physician_cell, agreement))
         v24_cell = _cell(draw, v24, mixed)
         is_missing = draw.random() < rates["missing_v24"]
         is_empty = draw.random() < rates["empty_codes"] and not is_missing

@@ -15,7 +15,7 @@ import yaml
 from ecgfounder_train.core.errors import RejectedRecordError, UserError
 from ecgfounder_train.simulate import ArchiveSummary, simulate_ecg, write_archive
 from ecgfounder_train.simulate.archive import LEADS, METADATA_COLUMNS
-from ecgfounder_train.simulate.dictionary import STATEMENTS
+from ecgfounder_train.simulate.dictionary import ALTERNATIVES, STATEMENTS
 from ecgfounder_train.simulate.settings import DEFAULTS, SITES
 from ecgfounder_train.simulate.wfdb_write import quantise, write_record
 
@@ -166,7 +166,7 @@ def test_tables_have_all_columns_and_hold_the_habits_of_heedb(archive: ArchiveSu
             *("FileName", "codes_software", "codes_physician", "jaccard_index"),
         ]
         assert v24.columns == ["FileName", "codes"]
-        assert acquisition.height == metadata.height
+        assert metadata.height - acquisition.height == archive.counts[site]["missing_acquisition"]
         assert metadata.height - v24.height == archive.counts[site]["missing_v24"]
         missing = acquisition["codes_physician"].null_count()
         assert missing == archive.counts[site]["missing_over_read"]
@@ -324,6 +324,31 @@ def test_recording_faults_come_at_their_rates_with_their_statements(tmp_path: Pa
         is_so = rows["findings"].list.contains(flag)
         assert is_so.mean() == pytest.approx(0.1, abs=0.03), flag
         assert (rows["codes"].list.contains(code) == is_so).all(), flag
+
+
+def test_texts_that_stand_under_two_codes_are_said_with_either(tmp_path: Path) -> None:
+    cells = []
+    for rate in (0.0, 0.5):
+        summary = write_archive(
+            {"out": tmp_path / str(rate), "num_patients": 120, "write_signals": False}
+            | {"alternative_codes": rate}
+        )
+        cells.append({code for cell in truth(summary)["codes"] for code in cell.split()})
+    rarer = {str(code) for others in ALTERNATIVES.values() for code in others}
+    assert not cells[0] & rarer
+    assert len(cells[1] & rarer) > 3
+    assert ALTERNATIVES[162] == (273, 288)
+
+
+def test_metadata_rows_without_an_acquisition_row_have_no_over_read(tmp_path: Path) -> None:
+    summary = write_archive(
+        {"out": tmp_path / "a", "num_patients": 40, "write_signals": False}
+        | {"sites": {"I0001": {"missing_acquisition": 0.2, "missing_over_read": 0.0}}}
+    )
+    missing = summary.counts["I0001"]["missing_acquisition"]
+    rows = table(summary, "I0001", "12SL_diagnoses/diagnoses_acquisition.csv").height
+    assert rows + missing == summary.counts["I0001"]["metadata_rows"]
+    assert missing > 10
 
 
 def test_prevalences_have_a_long_tail(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from scipy.stats import rankdata
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.simulate.dictionary import STATEMENTS
@@ -11,7 +12,12 @@ from ecgfounder_train.simulate.morphology import INFARCTS
 from ecgfounder_train.simulate.patients import PatientState, sample_findings
 from ecgfounder_train.simulate.prevalence import PREVALENCES, prevalences
 from ecgfounder_train.simulate.rhythm import Findings
-from ecgfounder_train.simulate.statements import AGE_UNDETERMINED, WEAKENING, statements
+from ecgfounder_train.simulate.statements import (
+    AGE_UNDETERMINED,
+    SERIAL_CODES,
+    WEAKENING,
+    statements,
+)
 from ecgfounder_train.simulate.waveform import check_findings
 
 CLASSES = {1684, 1687, 1693, 1699}
@@ -127,3 +133,32 @@ def test_impossible_prevalences_are_refused(changes: dict[str, float], message: 
 
 def test_default_prevalences_are_possible() -> None:
     assert prevalences() == PREVALENCES
+
+
+def test_serial_statements_do_not_depend_on_what_the_ecg_shows() -> None:
+    """Each frequent one alone, by rate and by every frequent finding: AUROC 0.4 to 0.6."""
+    rng = np.random.default_rng(0)
+    shares = prevalences()
+    patients = [
+        PatientState.sample(rng, float(rng.uniform(20, 90)), False, shares) for _ in range(300)
+    ]
+    cells = []
+    for index in range(9000):
+        findings = sample_findings(rng, patients[index % 300], shares)
+        codes, _ = statements(rng, findings, has_previous=True)
+        cells.append((set(codes), findings))
+    rates = rankdata([findings.rate_bpm for _, findings in cells])
+    tested = 0
+    for code in SERIAL_CODES:
+        said = np.array([code in codes for codes, _ in cells])
+        count = int(said.sum())
+        if count < 100:
+            continue
+        tested += 1
+        above = (rates[said].sum() - count * (count + 1) / 2) / (count * (len(cells) - count))
+        assert 0.4 < above < 0.6, code
+        for flag in ("t_abnormal", "lvh_voltage", "st_abnormal", "pvc"):
+            shown = np.array([flag in findings.flags for _, findings in cells])
+            # AUROC of a yes-or-no measurement.
+            assert 0.4 < 0.5 + (shown[said].mean() - shown[~said].mean()) / 2 < 0.6, (code, flag)
+    assert tested >= 5
