@@ -2,6 +2,10 @@
 
 A rhythm knows nothing of leads or volts. `make_beats` turns findings into times; `waveform` draws
 them. A new rhythm is one function here, registered in `RHYTHMS`.
+
+Source: what defines each rhythm follows Surawicz & Knilans, Chou's Electrocardiography in Clinical
+Practice, 6th ed., parts on arrhythmias and pacing; where a function has a source of its own it
+says so.
 """
 
 from collections.abc import Callable

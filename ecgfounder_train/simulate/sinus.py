@@ -1,6 +1,9 @@
 """Sinus rhythm and what disturbs it beat by beat: ectopy, pauses, blocks, escapes, paced beats.
 
 A disturbance is one function on a `_Line` of beats, registered in `_DISTURBANCES`.
+
+Source: couplings, pauses (compensatory or not), SA Wenckebach and escape intervals as described in
+Surawicz & Knilans, Chou's Electrocardiography in Clinical Practice, 6th ed.
 """
 
 from collections.abc import Callable, Sequence
