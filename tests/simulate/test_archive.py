@@ -16,6 +16,7 @@ from ecgfounder_train.core.errors import RejectedRecordError, UserError
 from ecgfounder_train.simulate import ArchiveSummary, simulate_ecg, write_archive
 from ecgfounder_train.simulate.archive import LEADS, METADATA_COLUMNS
 from ecgfounder_train.simulate.dictionary import ALTERNATIVES, STATEMENTS
+from ecgfounder_train.simulate.prevalence import PREVALENCES
 from ecgfounder_train.simulate.settings import DEFAULTS, SITES
 from ecgfounder_train.simulate.wfdb_write import quantise, write_record
 
@@ -227,7 +228,11 @@ def test_rates_are_met_in_a_large_table(tmp_path: Path) -> None:
 def test_yaml_holds_the_defaults_of_the_code() -> None:
     path = Path(__file__).parents[2] / "configs" / "simulate.yaml"
     config = yaml.safe_load(path.read_text())
-    assert {key: config[key] for key in DEFAULTS} == {**DEFAULTS, "layout": 5.0}
+    assert {key: config[key] for key in DEFAULTS} == {
+        **DEFAULTS,
+        "layout": 5.0,  # A number in YAML.
+        "prevalences": PREVALENCES,  # All of them, so that a command line can change each.
+    }
     assert config["out"] is None
 
 
