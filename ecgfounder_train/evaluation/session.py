@@ -196,10 +196,12 @@ class Evaluation:
             keys = frame["record_key"].to_list(), frame["patient_key"].to_list()
             return [check_overlap(*keys, secret, training, self.external.name)]
         entries = self.shards.index[self.shards.rows(str(self.split))]
-        both = (entries[name].astype(str).tolist() for name in ("record_key", "patient_key"))
+        records, patients = (
+            entries[name].astype(str).tolist() for name in ("record_key", "patient_key")
+        )
         manifest = self.shards.manifest
         secret = manifest.fingerprints["secret"]
-        return [check_overlap(*both, secret, training, manifest.source)]
+        return [check_overlap(records, patients, secret, training, manifest.source)]
 
     def _predict(self, trained: TrainedModel, name: str, external: ExternalSet | None) -> Evaluated:
         crops, provenance, remarks = self.config["crops"], self._provenance(trained), []
