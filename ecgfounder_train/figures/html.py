@@ -355,7 +355,8 @@ def _interval_cell(value: WithInterval, column: Column, kind: str) -> str:
     if math.isnan(value.lower) or math.isnan(value.upper):
         remark = f"no interval: {value.reason}" if value.reason else "no interval"
     else:
-        remark = f"{value.lower:{form}} to {value.upper:{form}}"
+        # Unbroken: an interval over two lines reads as two numbers.
+        remark = f"{value.lower:{form}} to {value.upper:{form}}".replace(" ", "\N{NO-BREAK SPACE}")
     return (
         f'<td{kind} data-sort="{value.value!r}">{value.value:{form}}'
         f"<br><small>{escape(remark)}</small></td>"

@@ -49,6 +49,9 @@ def test_cell_with_interval_sorts_by_its_value_and_says_why_there_is_none():
             [WithInterval(np.nan, np.nan, np.nan, "because")]]  # fmt: skip
     page.table([Column("x", ".2f")], rows)
     html = page.html()
-    assert 'data-sort="0.5">0.50<br><small>0.40 to 0.60</small>' in html
+    assert (
+        'data-sort="0.5">0.50<br><small>0.40\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}0.60</small>'
+        in html
+    )
     assert "no interval: why" in html
     assert "undefined<br><small>because</small>" in html
