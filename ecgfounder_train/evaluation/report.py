@@ -464,9 +464,9 @@ def _add_decisions(page: HtmlPage, assessment: Assessment) -> None:
     page.paragraph(
         f"Thresholds (rule: {assessment.threshold}) were fitted on {fitted} and applied unchanged."
         + (
-            " These are those same records, so the numbers below are optimistic."
+            " These are validation records too: the run's own make the numbers below, and the "
+            "calibration, optimistic."
             if set(assessment.predictions.split.tolist()) == {"val"}
-            and not assessment.predictions.fingerprints.get("label_map")
             else ""
         )
     )
