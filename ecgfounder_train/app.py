@@ -87,8 +87,8 @@ def manual_page(verb: str) -> str:
             continue
         keys.append(f"    {f'{key}={value}':<44} {comment}".rstrip())
     for group, chosen in _group_defaults(lines):
-        choices = ", ".join(_choices(group))
-        groups.append(f"    {f'{group}={chosen}':<44} one of: {choices}")
+        listed = ", ".join(choices(group, verb))
+        groups.append(f"    {f'{group}={chosen}':<44} one of: {listed}")
         for key, value, comment in _commented_keys(_group_file(group, chosen)):
             groups.append(f"        {f'{group}.{key}={value}':<40} {comment}".rstrip())
     parts = [*header, "", "KEYS (key=value; ??? must be given)", *keys]
@@ -150,7 +150,7 @@ def _check_overrides(verb: str, overrides: list[str]) -> None:
             ) from error
         key = str(parsed.key_or_group)
         if key in groups and key not in own and parsed.package is None and "." not in key:
-            _check_choice(key, parsed.value())
+            _check_choice(key, parsed.value(), verb)
             chosen.append(override)
         elif not (parsed.is_add() or parsed.is_force_add()):
             keyed.append((key, override))
@@ -172,16 +172,24 @@ def _own_keys(verb: str) -> set[str]:
     return {path.name for path in CONFIGS.iterdir() if path.is_dir()} & plain
 
 
-def _check_choice(group: str, value: Any) -> None:
+def _check_choice(group: str, value: Any, verb: str) -> None:
     names = value if isinstance(value, list) else [value]
-    choices = _choices(group)
+    valid = choices(group, verb)
     for name in names:
-        if name is not None and str(name) not in choices:
-            raise UserError(f"There is no {group}={name}." + did_you_mean(str(name), choices))
+        if name is not None and str(name) not in valid:
+            raise UserError(f"There is no {group}={name}." + did_you_mean(str(name), valid))
 
 
-def _choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+def choices(group: str, verb: str) -> list[str]:
+    """Return what a script may choose in a group; an experiment belongs to the script it names."""
+    files = sorted((CONFIGS / group).glob("*.yaml"))
+    if group == "experiment":
+        files = [
+            path
+            for path in files
+            if re.search(rf"scripts/{verb}\.py .*experiment={path.stem}\b", path.read_text())
+        ]
+    return [path.stem for path in files]
 
 
 def _dotted_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:

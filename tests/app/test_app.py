@@ -36,12 +36,16 @@ def groups(verb: str) -> list[str]:
     return [name for name in names if (app.CONFIGS / name).is_dir()]
 
 
-def choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (app.CONFIGS / group).glob("*.yaml"))
+def test_every_experiment_belongs_to_exactly_one_script() -> None:
+    belonging = [name for verb in VERBS for name in app.choices("experiment", verb)]
+    assert sorted(belonging) == sorted(path.stem for path in app.CONFIGS.glob("experiment/*.yaml"))
 
 
 EVERY_CHOICE = [
-    (verb, group, choice) for verb in VERBS for group in groups(verb) for choice in choices(group)
+    (verb, group, choice)
+    for verb in VERBS
+    for group in groups(verb)
+    for choice in app.choices(group, verb)
 ]
 
 
@@ -66,13 +70,14 @@ def start(
 def test_every_group_of_the_configs_is_covered() -> None:
     folders = {path.name for path in app.CONFIGS.iterdir() if path.is_dir()}
     covered = {group for _, group, _ in EVERY_CHOICE}
-    assert {f for f in folders if choices(f)} <= covered
+    assert folders - {"hydra"} <= covered
     assert set(REQUIRED) <= set(VERBS)
 
 
 @pytest.mark.parametrize(("verb", "group", "choice"), EVERY_CHOICE)
 def test_every_choice_of_every_group_composes(verb: str, group: str, choice: str) -> None:
-    extra = ["source.root=DIR"] if group == "source" else []
+    # Whatever chooses a source, an external evaluation too, must be told where it lies.
+    extra = ["source.root=DIR"] if group == "source" or choice.startswith("eval_") else []
     arguments = list(dict.fromkeys([*required(verb), *extra, f"{group}={choice}"]))
     config = app.compose_config(verb, arguments)
     plain = OmegaConf.to_container(config, resolve=True)
@@ -85,7 +90,7 @@ def test_defaults_compose_with_nothing_but_what_is_required(verb: str) -> None:
     assert not OmegaConf.missing_keys(config)
 
 
-@pytest.mark.parametrize("choice", choices("experiment"))
+@pytest.mark.parametrize("choice", app.choices("experiment", "pretrain"))
 def test_every_experiment_has_settings_that_are_accepted(choice: str) -> None:
     from ecgfounder_train.loader.transforms import Augmentation
     from ecgfounder_train.losses import create_loss
@@ -125,7 +130,7 @@ def test_every_experiment_has_settings_that_are_accepted(choice: str) -> None:
         ("prepare", ["shards=x"], "needs source.root=..."),
         ("prepare", ["labels=ptbxl_super"], "Did you mean 'ptbxl_super5'"),
         ("prepare", ["signal=papr"], "Did you mean 'paper'"),
-        ("evaluate", ["checkpoint=best"], "needs run=..."),
+        ("predict", ["pool=max"], "needs checkpoint=... input=..."),
         ("predict", ["chekpoint=x"], "Did you mean 'checkpoint'"),
         ("predict", ["checkpoint"], "Cannot read 'checkpoint'"),
         ("pretrain", ["run=[a"], "Cannot read 'run=[a'"),
@@ -234,7 +239,7 @@ def test_help_prints_every_key_with_its_comment(
         if name in own or name.split(".")[0] in own:
             assert len(line.split(None, 1)) == 2, f"no comment: {line}"
     for group in groups(verb):
-        assert all(choice in page for choice in choices(group))
+        assert all(choice in page for choice in app.choices(group, verb))
 
 
 def test_sweep_with_a_failing_job_exits_1(tmp_path: Path) -> None:
