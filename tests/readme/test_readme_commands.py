@@ -23,8 +23,10 @@ def test_readme_has_commands_for_every_script() -> None:
 def test_command_of_the_readme_composes(command: str) -> None:
     script, *arguments = shlex.split(command)
     assert (ROOT / script).is_file()
-    flags = [argument for argument in arguments if argument.startswith("-")]
-    words = [argument for argument in arguments if "=" in argument and argument not in flags]
+    words = [argument for argument in arguments if "=" in argument]
+    if "--multirun" in arguments:
+        # The first member of the sweep.
+        words = [word if "=[" in word else word.split(",")[0] for word in words]
     config = compose_config(Path(script).stem, words)
     for word in words:
         key = word.split("=", 1)[0]
