@@ -27,7 +27,6 @@ def main(config: dict[str, Any]) -> None:
     table = source.read()
     secret = load_or_create_secret(config["secret"])
     catalog = build_catalog(table, vocabulary, secret, split, source_name=name)
-    write_catalog(private / "catalog.parquet", catalog)
     print(f"Catalog: {catalog.frame.height:,} records found.", flush=True)
     for warning in catalog.warnings:
         print(f"warning: {warning}", flush=True)
@@ -43,6 +42,8 @@ def main(config: dict[str, Any]) -> None:
         options=options,
         private=private,
     )
+    # Only now: a build that was refused must not replace the catalog of the shards that are there.
+    write_catalog(private / "catalog.parquet", catalog)
     print(f"{manifest.totals.in_words()} Rejects: {private / 'rejects.csv'}")
     print(f"Next: python scripts/pretrain.py shards={config['shards']} run=NAME")
 
