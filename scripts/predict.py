@@ -12,13 +12,15 @@ def main(config: dict[str, Any]) -> None:
     from ecgfounder_train.core.files import atomic_file
     from ecgfounder_train.evaluation.predict import find_records, predict_records
     from ecgfounder_train.evaluation.trained import TrainedModel, choose_device
+    from ecgfounder_train.models.checkpoint import resolve_checkpoint
 
     output = Path(config["output"])
     if output.suffix not in (".csv", ".parquet"):
         raise UserError(f"output={output} must end in .csv or .parquet.")
     records = find_records(str(config["input"]))
     device = choose_device(config["device"])
-    trained = TrainedModel.load(config["checkpoint"], device)
+    path = resolve_checkpoint(str(config["checkpoint"]), config["paths"]["runs"], config["run"])
+    trained = TrainedModel.load(path, device)
     predicted = predict_records(trained, records, device, config["batch_size"], config["pool"])
     frame = predicted.to_frame()
     with atomic_file(output) as handle:

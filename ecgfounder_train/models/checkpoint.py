@@ -129,6 +129,19 @@ def find_checkpoint(run: RunDirectory, which: str) -> Path:
     return Path(which)
 
 
+def resolve_checkpoint(which: str, runs: Path | str, run_name: str | None) -> Path:
+    """Return the file that `checkpoint=` means, with or without `run=NAME`.
+
+    Raises:
+        UserError: There is no such run or file, or best and last are asked of no run.
+    """
+    if run_name is not None:
+        return find_checkpoint(RunDirectory.existing(runs, run_name), which)
+    if which in ("best", "last"):
+        raise UserError(f"checkpoint={which} is that of a run: add run=NAME, or give a path.")
+    return Path(which)
+
+
 class CheckpointFolder:
     """The checkpoints of a run: the newest `keep`, and the best by validation.
 

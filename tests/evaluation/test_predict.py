@@ -15,7 +15,7 @@ from ecgfounder_train.evaluation import read_predictions, write_predictions
 from ecgfounder_train.evaluation.predict import find_records, predict_records, predict_split
 from ecgfounder_train.evaluation.trained import TrainedModel, choose_device
 from ecgfounder_train.labels import Vocabulary
-from ecgfounder_train.models.checkpoint import find_checkpoint
+from ecgfounder_train.models.checkpoint import find_checkpoint, resolve_checkpoint
 from ecgfounder_train.records import normalise, read_record
 from ecgfounder_train.shards import ShardSet
 from ecgfounder_train.training.pretrain import train
@@ -234,3 +234,13 @@ def test_single_lead_model_reads_lead_i_alone(tiny_set: Any, tmp_path: Path) -> 
     )
     predictions = predict_split(trained, tiny_set.shards, "test", CPU, 16)
     np.testing.assert_allclose(predictions.logits[0], expected, atol=1e-4)
+
+
+def test_best_and_last_are_those_of_a_named_run(run: RunDirectory) -> None:
+    runs, best = run.path.parent, find_checkpoint(run, "best")
+    assert resolve_checkpoint("best", runs, run.name) == best
+    assert resolve_checkpoint(str(best), runs, None) == best
+    with pytest.raises(UserError, match="add run=NAME"):
+        resolve_checkpoint("last", runs, None)
+    with pytest.raises(UserError, match="There is no run"):
+        resolve_checkpoint("last", runs, "nobody")
