@@ -83,6 +83,44 @@ def test_hedged_texts_leave_the_answer_open():
     )
 
 
+@pytest.mark.parametrize(
+    ("label", "statement", "expected"),
+    [
+        ("PREMATURE ATRIAL COMPLEXES", "Sinus rhythm with PAC(s)", 1),
+        ("PREMATURE ATRIAL COMPLEXES", "Sinus rhythm with possible PACs", None),
+        ("PREMATURE ATRIAL COMPLEXES", "Sinus rhythm without PACs", 0),
+        ("SINUS RHYTHM", "Sinus rhythm with possible PACs", 1),
+        ("SINUS RHYTHM", "Probable sinus rhythm", None),
+        ("SINUS RHYTHM", "Sinus rhythm, no acute ST changes", 1),
+        ("SINUS RHYTHM", "No acute ST changes, sinus rhythm", 1),
+        ("ATRIAL FIBRILLATION", "No atrial fibrillation", 0),
+        ("ATRIAL FIBRILLATION", "Atrial fibrillation no longer present", 0),
+        ("ATRIAL FIBRILLATION", "Atrial fibrillation or flutter", None),
+        ("ATRIAL FIBRILLATION", "Consider atrial fibrillation", None),
+        ("INFERIOR INFARCT", "Inferior infarct, possibly acute", 1),
+        ("INFERIOR INFARCT", "Inferior infarct cannot be excluded", None),
+        ("INFERIOR INFARCT", "Q waves suggest inferior infarct", None),
+        ("WITH 1ST DEGREE AV BLOCK", "Sinus rhythm with borderline 1st degree A-V block", None),
+        ("NORMAL ECG", "Normal ECG except for rate", None),
+        ("NORMAL ECG", "Normal ECG.", 1),
+        ("LEFT BUNDLE BRANCH BLOCK", "Pacemaker rhythm - no further analysis", None),
+        ("LEFT BUNDLE BRANCH BLOCK", "--- Recording unsuitable for analysis - please repeat ---",
+         None),
+        ("LEFT BUNDLE BRANCH BLOCK", "--- Warning: Data quality may affect interpretation ---", 0),
+    ],
+)  # fmt: skip
+def test_a_finding_counts_where_the_sentence_states_it(label, statement, expected):
+    assert answer(load("ecgfounder150.mimic"), label, [statement]) == expected
+
+
+def test_a_second_statement_decides_what_the_first_leaves_open():
+    mapped = load("ecgfounder150.mimic")
+    both = ["Atrial fibrillation or flutter", "Atrial fibrillation"]
+    assert answer(mapped, "ATRIAL FIBRILLATION", both) == 1
+    paced = ["Ventricular-paced rhythm", "No further analysis"]
+    assert answer(mapped, "VENTRICULAR-PACED RHYTHM", paced) == 1
+
+
 def test_own_vocabulary_decides_by_its_own_rules():
     vocabulary = Vocabulary.load("ptbxl_super5")
     mapped = LabelMap.of_vocabulary(vocabulary, vocabulary.labels)

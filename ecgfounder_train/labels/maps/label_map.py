@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.fingerprints import fingerprint
+from ecgfounder_train.labels.maps.wording import qualifies, read_wording, stops_reading
 from ecgfounder_train.labels.packing import unpack
 from ecgfounder_train.labels.vocabulary import Vocabulary
 
@@ -22,10 +23,6 @@ COLUMNS = ("label", "ours", "published", "unobserved_if", "unobserved_at", "agre
            "justification")  # fmt: skip
 AGREEMENTS = ("exact", "broader", "narrower", "proxy")
 VARIANTS = ("ours", "published")
-_HEDGE = re.compile(
-    r"^(possible|probable|consider|suggests?|suspect|borderline|cannot rule out|cannot exclude) ",
-    re.IGNORECASE,
-)
 
 Expression = tuple[tuple[str, ...], ...]
 
@@ -190,22 +187,23 @@ class LabelMap:
 
     @cached_property
     def _patterns(self) -> dict[str, re.Pattern[str]]:
-        every = {
-            statement
-            for entry in self.entries
-            for expression in (entry.positive, entry.unobserved_if)
-            for part in expression
-            for statement in part
-        }
+        every = {text for pair in self._terms for terms in pair for text in terms}
         return {text: _pattern(text) for text in every}
+
+    @cached_property
+    def _terms(self) -> tuple[tuple[frozenset[str], frozenset[str]], ...]:
+        return tuple(
+            (_texts(entry.positive), _texts(entry.unobserved_if)) for entry in self.entries
+        )
 
     def targets(
         self, statements: Sequence[Sequence[str] | None], sites: Sequence[str | None] | None = None
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Return targets and observed of the evaluated labels.
 
-        A statement that begins with "possible", "probable", "consider", "cannot rule out" or the
-        like makes nothing positive: the answer stays open.
+        What a text says after "possible", "consider", "cannot rule out" or the like makes nothing
+        positive: the answer stays open. What it denies ("no ...") is not stated. Where a text says
+        that the reading stopped, only what is stated is known.
 
         Args:
             statements: Per record; None = nobody read it, so nothing is observed.
@@ -227,42 +225,53 @@ class LabelMap:
             return values, known
         targets = np.zeros((len(statements), len(self.entries)), np.uint8)
         observed = np.zeros_like(targets)
-        cache: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
+        cache: dict[str, dict[int, tuple[frozenset[str], frozenset[str]]]] = {}
+        nothing: frozenset[str] = frozenset()
         for row, cell in enumerate(statements):
             if cell is None:
                 continue
-            firm: set[str] = set()
-            open_: set[str] = set()
+            said: dict[int, tuple[frozenset[str], frozenset[str]]] = {}
             for statement in cell:
                 if statement not in cache:
                     cache[statement] = self._match(statement)
-                firm |= cache[statement][0]
-                open_ |= cache[statement][1]
+                for column, (firm, open_) in cache[statement].items():
+                    before = said.get(column, (nothing, nothing))
+                    said[column] = before[0] | firm, before[1] | open_
             site = _site(sites[row] or "") if sites is not None else ""
+            stopped = any(stops_reading(statement) for statement in cell)
             for column, entry in enumerate(self.entries):
+                firm, open_ = said.get(column, (nothing, nothing))
                 if _holds(entry.positive, firm):
                     targets[row, column] = observed[row, column] = 1
                 elif not (
-                    site in entry.unobserved_at
+                    stopped
+                    or site in entry.unobserved_at
                     or _holds(entry.unobserved_if, firm | open_)
                     or _holds(entry.positive, firm | open_)
                 ):
                     observed[row, column] = 1
         return targets, observed
 
-    def _match(self, statement: str) -> tuple[frozenset[str], frozenset[str]]:
-        """Return the map's statements that this one says firmly, and those it leaves open."""
-        text = " ".join(statement.split())
-        rest = _HEDGE.sub("", text)
-        hedged = rest != text
+    def _match(self, statement: str) -> dict[int, tuple[frozenset[str], frozenset[str]]]:
+        """Return what of each label's row this statement says firmly, and what it leaves open."""
+        wording = read_wording(statement)
         firm, open_ = set(), set()
         for name, pattern in self._patterns.items():
-            # "*infarct" must not take "possible inferior infarct", "borderline ecg" must match.
-            if pattern.match(text) and not (hedged and name.startswith("*")):
+            # A map that spells the qualifying word ("Borderline ECG*") means the whole text.
+            if pattern.match(wording.text if qualifies(name) else wording.firm):
                 firm.add(name)
-            elif hedged and pattern.match(rest):
+            elif any(pattern.match(text) for text in wording.open):
                 open_.add(name)
-        return frozenset(firm), frozenset(open_)
+        found = {}
+        for column, (positive, unobserved) in enumerate(self._terms):
+            sure, unsure = positive & firm, (positive | unobserved) & open_
+            doubts = unobserved & firm
+            if doubts - positive:
+                # One text fits both ("Atrial fibrillation or flutter"): it does not decide.
+                sure, unsure = frozenset(), unsure | sure
+            if sure or unsure or doubts:
+                found[column] = sure | doubts, frozenset(unsure)
+        return found
 
     def scores(
         self, logits: NDArray[np.floating], vocabulary: Vocabulary
@@ -327,7 +336,11 @@ def _expression(text: str, where: str) -> Expression:
     return parts
 
 
-def _holds(expression: Expression, statements: set[str]) -> bool:
+def _texts(expression: Expression) -> frozenset[str]:
+    return frozenset(text for part in expression for text in part)
+
+
+def _holds(expression: Expression, statements: frozenset[str]) -> bool:
     return any(all(s in statements for s in part) for part in expression)
 
 
