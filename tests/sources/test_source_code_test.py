@@ -9,12 +9,19 @@ from ecgfounder_train.records.sources import open_source
 h5py = pytest.importorskip("h5py")
 
 
+def twelve_leads(rng, num_samples, order=("aVR", "aVL", "aVF")):
+    """Return noise whose limb leads fit together, (num_samples, 12)."""
+    one, two, *chest = rng.normal(0, 5, (8, num_samples))
+    augmented = {"aVR": -(one + two) / 2, "aVL": one - two / 2, "aVF": two - one / 2}
+    return np.stack([one, two, two - one, *(augmented[n] for n in order), *chest], axis=1)
+
+
 @pytest.fixture
 def folder(tmp_path):
     rng = np.random.default_rng(0)
     tracings = np.zeros((3, 4096, 12), np.float32)
-    tracings[0, 48:4048] = rng.normal(0, 5, (4000, 12))
-    tracings[1, 648:3448] = rng.normal(0, 5, (2800, 12))
+    tracings[0, 48:4048] = twelve_leads(rng, 4000)
+    tracings[1, 648:3448] = twelve_leads(rng, 2800)
     with h5py.File(tmp_path / "ecg_tracings.hdf5", "w") as file:
         file["tracings"] = tracings
     (tmp_path / "annotations").mkdir()
@@ -48,3 +55,26 @@ def test_files_that_do_not_belong_together_are_refused(folder):
     (folder[0] / "attributes.csv").unlink()
     with pytest.raises(UserError, match="does not exist"):
         open_source({"name": "code_test", "root": folder[0]}).read()
+
+
+@pytest.mark.parametrize("order", [("aVR", "aVL", "aVF"), ("aVL", "aVF", "aVR")])
+def test_order_of_the_augmented_leads_is_read_off_the_recordings(folder, order):
+    rng = np.random.default_rng(1)
+    with h5py.File(folder[0] / "ecg_tracings.hdf5", "w") as file:
+        file["tracings"] = np.stack([twelve_leads(rng, 4096, order) for _ in range(3)])
+    record = open_source({"name": "code_test", "root": folder[0]}).read_ecg("0")
+    assert record.lead_names[3:6] == order
+    one, two, avr = (record.signal[record.lead_names.index(n)] for n in ("I", "II", "aVR"))
+    np.testing.assert_allclose(avr, -(one + two) / 2, atol=1e-5)
+
+
+def test_leads_that_the_recordings_do_not_tell_must_be_named(folder):
+    with h5py.File(folder[0] / "ecg_tracings.hdf5", "w") as file:
+        file["tracings"] = np.random.default_rng(2).normal(0, 5, (3, 4096, 12))
+    with pytest.raises(UserError, match=r"do not tell the order.*source\.leads="):
+        open_source({"name": "code_test", "root": folder[0]}).read()
+    names = ["I", "II", "III", "aVL", "aVF", "aVR", "V1", "V2", "V3", "V4", "V5", "V6"]
+    source = open_source({"name": "code_test", "root": folder[0], "leads": names})
+    assert source.read_ecg("0").lead_names == tuple(names)
+    with pytest.raises(UserError, match="must name the 12 standard leads"):
+        open_source({"name": "code_test", "root": folder[0], "leads": names[:11]}).read()

@@ -4,8 +4,10 @@
 WFDB: the source reads its own recordings (`read_ecg`), so it serves evaluation, not prepare.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,15 @@ from ecgfounder_train.records.sources.table import (
 )
 
 FINDINGS = ("1dAVb", "RBBB", "LBBB", "SB", "AF", "ST")
-LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 FS = 400.0
 MILLIVOLT = 0.1
 """Stored in units of 1e-4 V."""
+_LIMB, _CHEST = ("I", "II", "III"), ("V1", "V2", "V3", "V4", "V5", "V6")
+_AUGMENTED = {"aVR": (-0.5, -0.5), "aVL": (1.0, -0.5), "aVF": (-0.5, 1.0)}
+"""Goldberger's leads as sums of I and II."""
+_NUM_TRACINGS_FOR_ORDER = 20
+_CLEARLY = 0.5
+"""The best order must leave less than this of the unexplained signal of the second best."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,8 @@ class CodeTestSource:
 
     root: Path
     annotations: str = "annotations/gold_standard.csv"
+    leads: Sequence[str] | None = None
+    """Names of the 12 columns; None: the recordings tell."""
 
     def read(self) -> SourceTable:
         """Return one row per tracing; `record_path` is its number in the HDF5 file.
@@ -77,6 +86,7 @@ class CodeTestSource:
                 f"{self.root}: {len(self._tracings)} tracings, {table.height} annotations and "
                 f"{people.height} attributes do not belong together."
             )
+        _ = self._lead_names  # an order that cannot be told must not wait for the first record
         number = pl.col("record_path").cast(pl.String)
         records = table.hstack(people).with_columns(
             number,
@@ -97,6 +107,39 @@ class CodeTestSource:
         except (OSError, KeyError) as error:
             raise UserError(f"{path} is missing or holds no data set 'tracings'.") from error
 
+    @cached_property
+    def _lead_names(self) -> tuple[str, ...]:
+        """Return the names of the columns.
+
+        The data set's own description gave the order of the augmented leads as aVL, aVF, aVR, and
+        in other versions as aVR, aVL, aVF. They follow from I and II, so the recordings decide.
+        """
+        if self.leads is not None:
+            names = tuple(str(name) for name in self.leads)
+            if sorted(names) != sorted((*_LIMB, *_AUGMENTED, *_CHEST)):
+                raise UserError(
+                    f"source.leads={', '.join(names)} must name the 12 standard leads in the order "
+                    "of the columns."
+                )
+            return names
+        tracings = np.asarray(self._tracings[:_NUM_TRACINGS_FOR_ORDER], np.float64)
+        one, two = tracings[..., 0], tracings[..., 1]
+        unexplained = {
+            order: sum(
+                np.abs(tracings[..., 3 + column] - a * one - b * two).sum()
+                for column, (a, b) in enumerate(_AUGMENTED[name] for name in order)
+            )
+            for order in permutations(_AUGMENTED)
+        }
+        first, second = sorted(unexplained, key=unexplained.__getitem__)[:2]
+        if not unexplained[first] < _CLEARLY * unexplained[second]:
+            raise UserError(
+                f"{self.root}: the recordings do not tell the order of their augmented leads "
+                "(published as aVR, aVL, aVF and as aVL, aVF, aVR). Name the 12 columns with "
+                "source.leads=[I,II,III,aVR,aVL,aVF,V1,V2,V3,V4,V5,V6]."
+            )
+        return (*_LIMB, *first, *_CHEST)
+
     def read_ecg(self, record_path: str) -> EcgRecord:
         """Return one recording without the zeros that fill it up to 4,096 samples.
 
@@ -108,7 +151,7 @@ class CodeTestSource:
         if not len(filled):
             raise RejectedRecordError(RejectReason.ALL_ZERO, "nothing but zeros")
         signal = tracing[:, filled[0] : filled[-1] + 1] * np.float32(MILLIVOLT)
-        return EcgRecord(signal, LEADS, FS, None, ())
+        return EcgRecord(signal, self._lead_names, FS, None, ())
 
 
 SOURCE = CodeTestSource
