@@ -88,7 +88,6 @@ class RunKeeper(L.Callback):
         resume: `auto`, `none` or a checkpoint's path.
         facts: What goes into checkpoints beside the state.
         settings: When to save.
-        accumulate: Micro-batches per optimizer step.
         log_every_steps: Optimizer steps per row of metrics.csv.
         stop: Filled by signals.
         loggers: Lightning loggers.
@@ -239,12 +238,12 @@ class RunKeeper(L.Callback):
         if module.optimizer_steps % self.log_every_steps == 0:
             module.check_finite()
             self._log_training(trainer, module)
-        stop = trainer.strategy.reduce_boolean_decision(self.stop.signal is not None, all=False)
+        stop, due = self._agree(trainer, self.stop.signal is not None, self._is_due(module))
         at_validation = module.samples_seen >= self._segment_end
         # At a validation the checkpoint comes after it: a run killed in between validates again.
         if at_validation:
             trainer.should_stop = trainer.should_stop or module.samples_seen >= module.total_samples
-        elif stop or self._is_due(trainer, module):
+        elif stop or due:
             self._save(trainer, module, is_best=False)
         if stop:
             self.stopped_early = module.samples_seen < module.total_samples
@@ -260,13 +259,26 @@ class RunKeeper(L.Callback):
         self._segment_end = trainer.datamodule.next_validation(module.position)  # type: ignore[attr-defined]
         self._batch_end_s = None
 
-    def _is_due(self, trainer: L.Trainer, module: PretrainModule) -> bool:
+    def _agree(self, trainer: L.Trainer, stop: bool, due: bool) -> tuple[bool, bool]:
+        """Return for all ranks alike: whether any was asked to stop, whether rank 0 wants to save.
+
+        Clocks differ by moments and a signal may reach one rank only; ranks that disagreed would
+        wait for each other for good. One small reduction per step answers both.
+        """
+        if trainer.world_size == 1:
+            return stop, due
+        flags = torch.tensor([stop, due and trainer.is_global_zero], dtype=torch.int32)
+        flags = flags.to(trainer.strategy.root_device)
+        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+        any_stop, save = flags.tolist()
+        return bool(any_stop), bool(save)
+
+    def _is_due(self, module: PretrainModule) -> bool:
         every = self.settings.every_samples
         due = time.monotonic() - self._last_save_s >= self.settings.every_s
         if every is not None:
             due = due or module.samples_seen // every > self._last_save_samples // every
-        # Ranks' clocks differ by moments: rank 0 decides.
-        return bool(trainer.strategy.broadcast(due)) if trainer.world_size > 1 else due
+        return due
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the validation and save."""
