@@ -14,7 +14,6 @@ from ecgfounder_train.evaluation import Predictions, read_predictions
 from ecgfounder_train.evaluation.decisions import Decisions
 from ecgfounder_train.evaluation.pooling import pool_windows
 from ecgfounder_train.evaluation.session import Evaluation, evaluate
-from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.training.pretrain import train
 
 
@@ -198,69 +197,3 @@ def test_nothing_but_a_name_is_needed_to_predict_again_what_was_predicted(runs):
     )
     assert isinstance(one, Predictions)
     np.testing.assert_array_equal(one.logits, other.logits)
-
-
-@pytest.mark.real_data
-@pytest.mark.parametrize("data_set", ["cinc2017", "ludb"])
-def test_real_excerpts_go_through_with_the_command_of_the_readme(
-    runs_on_ptbxl, real_data, data_set
-):
-    folder, run = runs_on_ptbxl, "single" if data_set == "cinc2017" else "twelve"
-    config = config_of(
-        folder,
-        f"run={run}",
-        f"experiment=eval_{data_set}",
-        f"source.root={real_data / data_set}",
-        "mistakes=1",
-    )
-    page = evaluate(config)
-    html = page.read_text()
-    table = pl.read_csv(page.with_suffix(".csv"))
-    if data_set == "cinc2017":
-        assert table["label"].to_list() == ["SR", "AFIB"]
-        assert table["num_positives"].to_list() == [300, 150]
-        assert "were pooled to 570 records" in html
-        assert "30 more have no answer" in html
-    else:
-        assert "40 records with an answer = 40 evaluated + 0 rejected." in html
-        assert table.filter(pl.col("label") == "SR")["num_positives"].item() > 20
-    assert "clustered by record" in html
-
-
-@pytest.fixture(scope="module")
-def runs_on_ptbxl(tiny_set, tmp_path_factory):
-    """The tiny archive again, with PTB-XL's 71 statements as labels of which five occur."""
-    folder = tmp_path_factory.mktemp("ptbxl")
-    vocabulary = Vocabulary.load("ptbxl_all71")
-
-    def widened(cell):
-        few = np.unpackbits(np.frombuffer(cell, np.uint8), count=5)
-        return np.packbits(np.resize(few, vocabulary.num_labels)).tobytes()
-
-    wide = tiny_set.catalog.with_columns(
-        pl.col(name).map_elements(widened, return_dtype=pl.Binary)
-        for name in ("labels", "observed")
-    )
-    shards = build(wide, tiny_set.root, folder / "shards", vocabulary=vocabulary)
-    train(tiny_config(shards, folder, "twelve", "budget.max_epochs=1"))
-    train(tiny_config(shards, folder, "single", "budget.max_epochs=1",
-                      "data.lead_choice=published"))  # fmt: skip
-    return folder
-
-
-@pytest.mark.real_data
-def test_ptbxl_read_by_record_gives_the_numbers_of_its_shards(runs_on_ptbxl, real_data, tmp_path):
-    """The same records by both ways: through prepare, and directly through the external reader."""
-    root = real_data / "ptbxl500"
-    subset = [
-        "source=ptbxl_subset",
-        f"source.root={root}",
-        f"source.table={real_data / 'ptbxl100' / 'ptbxl_database.csv'}",
-        "external.name=ptbxl",
-        "external.native_labels=[ptbxl_all71]",
-    ]
-    found = Evaluation(config_of(runs_on_ptbxl, "run=twelve", *subset), "twelve")
-    evaluated = found.evaluate()
-    assert evaluated.predictions.num_records == 110
-    assert evaluated.label_map.variant == "own"
-    assert set(evaluated.predictions.native_fs.tolist()) == {500.0}, "converted to the model's rate"
