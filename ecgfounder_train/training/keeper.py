@@ -80,6 +80,31 @@ class _Window:
     batches: int = 0
 
 
+@dataclass(frozen=True)
+class Patience:
+    """Early stopping.
+
+    Args:
+        validations: How many may bring nothing better; None: any number.
+        every_samples: Distance of validations.
+    """
+
+    validations: int | None
+    every_samples: int
+
+    def is_exhausted(self, best: Mapping[str, Any], samples_seen: int) -> bool:
+        """Tell whether a run has gone on for long enough without a better validation.
+
+        A function of the position alone: a run that was stopped is known as such when it is started
+        again, and nothing more has to be saved. Validations are counted by their due points,
+        because the batch that reaches one overshoots it by more or less.
+        """
+        if self.validations is None or best["value"] is None:
+            return False
+        since = samples_seen // self.every_samples - best["samples_seen"] // self.every_samples
+        return bool(since >= self.validations)
+
+
 class RunKeeper(L.Callback):
     """Keeps one run's position, metrics and checkpoints.
 
@@ -89,6 +114,7 @@ class RunKeeper(L.Callback):
         facts: What goes into checkpoints beside the state.
         settings: When to save.
         log_every_steps: Optimizer steps per row of metrics.csv.
+        patience: Ends training when validations no longer improve.
         stop: Filled by signals.
         loggers: Lightning loggers.
     """
@@ -101,6 +127,7 @@ class RunKeeper(L.Callback):
         facts: RunFacts,
         settings: CheckpointSettings,
         log_every_steps: int,
+        patience: "Patience",
         stop: StopRequest,
         loggers: list[Any],
     ) -> None:
@@ -109,6 +136,7 @@ class RunKeeper(L.Callback):
         self.facts = facts
         self.settings = settings
         self.log_every_steps = log_every_steps
+        self.patience = patience
         self.stop = stop
         self.loggers = loggers
         self.folder = CheckpointFolder(run, settings.keep)
@@ -295,6 +323,8 @@ class RunKeeper(L.Callback):
             auroc = module.validation["val/macro_auroc"]
             self.meter.update(module.samples_seen, f"validation AUROC {auroc:.4f}")
         self._save(trainer, module, is_best)
+        if self.patience.is_exhausted(self.best, module.samples_seen):
+            trainer.should_stop = True
         self._rate_start = (time.monotonic(), module.samples_seen)
         self._wait_s = self._step_s = 0.0
 

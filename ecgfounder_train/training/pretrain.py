@@ -21,7 +21,13 @@ from ecgfounder_train.models.checkpoint import load_checkpoint, newest_whole
 from ecgfounder_train.records import SignalProfile
 from ecgfounder_train.shards import ShardSet
 from ecgfounder_train.training.ema import WeightAverage
-from ecgfounder_train.training.keeper import CheckpointSettings, RunFacts, RunKeeper, require_same
+from ecgfounder_train.training.keeper import (
+    CheckpointSettings,
+    Patience,
+    RunFacts,
+    RunKeeper,
+    require_same,
+)
 from ecgfounder_train.training.loggers import create_loggers, logger_kind
 from ecgfounder_train.training.module import OptimizerSettings, PretrainModule
 from ecgfounder_train.training.schedules import create_schedule
@@ -54,12 +60,13 @@ def train(config: Mapping[str, Any]) -> int:
     logger_kind(config["logger"])
     torch.manual_seed(numbers.seed)
     module, facts = create_module(config, shards, settings)
+    patience = Patience(budget.patience, budget.validate_every(module.num_samples))
     datamodule = ShardDataModule(
         shards,
         seed=numbers.seed,
         global_batch_size=data.global_batch_size,
         batch_size_per_rank=per_rank,
-        validate_every_samples=budget.validate_every(module.num_samples),
+        validate_every_samples=patience.every_samples,
         total_samples=module.total_samples,
         checksum=data.checksum,
     )
@@ -78,6 +85,7 @@ def train(config: Mapping[str, Any]) -> int:
             facts=facts,
             settings=checkpointing,
             log_every_steps=numbers.log_every_steps,
+            patience=patience,
             stop=stop,
             loggers=loggers,
         )
@@ -88,10 +96,10 @@ def train(config: Mapping[str, Any]) -> int:
             gradient_clip_norm=numbers.gradient_clip_norm,
             default_root_dir=str(run.path),
         )
-        if _is_complete(run, module, str(config["resume"])):
+        if _is_complete(run, module, str(config["resume"]), patience):
             print(
                 f"Run {run.name} is complete. Evaluate it with scripts/evaluate.py run={run.name}, "
-                "or raise budget.max_epochs to train on."
+                "or raise budget.max_epochs (or budget.patience) to train on."
             )
             return 0
         try:
@@ -189,11 +197,14 @@ def _check_resume(run: RunDirectory, resume: str, facts: RunFacts) -> None:
         require_same(load_checkpoint(start), facts, start)
 
 
-def _is_complete(run: RunDirectory, module: PretrainModule, resume: str) -> bool:
+def _is_complete(
+    run: RunDirectory, module: PretrainModule, resume: str, patience: Patience
+) -> bool:
     if resume != "auto" or (newest := newest_whole(run)) is None:
         return False
-    position = torch.load(newest, map_location="cpu", weights_only=True, mmap=True)["position"]
-    return bool(position["samples_seen"] >= module.total_samples)
+    checkpoint = torch.load(newest, map_location="cpu", weights_only=True, mmap=True)
+    seen = checkpoint["position"]["samples_seen"]
+    return bool(seen >= module.total_samples) or patience.is_exhausted(checkpoint["best"], seen)
 
 
 def _announce(

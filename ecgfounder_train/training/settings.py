@@ -71,6 +71,8 @@ class Budget:
         validate_every_samples: The same in samples; wins where both are given.
         validate_group: Validation's macro AUROC covers this group of the vocabulary's labels;
             None: all labels.
+        patience: Validations without a better `checkpoint.monitor` after which training ends;
+            None: the whole budget.
     """
 
     max_epochs: float = 20.0
@@ -78,6 +80,7 @@ class Budget:
     validate_every_epochs: float = 1.0
     validate_every_samples: int | None = None
     validate_group: str | None = None
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

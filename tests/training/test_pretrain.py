@@ -448,3 +448,23 @@ def test_training_is_silent_about_lightning(
     shown = capsys.readouterr()
     assert "ightning" not in shown.out + shown.err
     assert len(shown.out.splitlines()) == 2
+
+
+def test_training_without_progress_ends_and_is_known_as_complete(
+    pretrain: Pretrain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A learning rate too small to move a weight: no validation is better than the first.
+    settings = (
+        "optimizer.lr=1e-30",
+        "optimizer.weight_decay=0",
+        "budget.max_epochs=9",
+        "budget.patience=2",
+    )
+    run = pretrain(*settings)
+    validated = [row for row in rows(run) if row["val/loss"]]
+    assert len(validated) == 3
+    state = json.loads(run.state_file.read_text())
+    assert state["state"] == "finished" and state["samples_seen"] < state["total_samples"]
+    capsys.readouterr()
+    pretrain(*settings)
+    assert "is complete. Evaluate" in capsys.readouterr().out
