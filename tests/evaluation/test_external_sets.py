@@ -118,8 +118,12 @@ CODE_LABELS = {
 }
 
 
-@pytest.mark.parametrize("order", [("aVR", "aVL", "aVF"), ("aVL", "aVF", "aVR")], ids="-".join)
-def test_code_test_goes_through_in_either_published_order_of_leads(runs_150, tmp_path, order):
+@pytest.mark.parametrize(
+    ("order", "stored_per_mv"), [(("aVR", "aVL", "aVF"), 1), (("aVL", "aVF", "aVR"), 10)]
+)
+def test_code_test_goes_through_in_either_published_order_and_unit(
+    runs_150, tmp_path, order, stored_per_mv
+):
     h5py = pytest.importorskip("h5py")
     number = 24
     rng = np.random.default_rng(3)
@@ -128,7 +132,7 @@ def test_code_test_goes_through_in_either_published_order_of_leads(runs_150, tmp
     tracings = np.zeros((number, 4096, 12))
     for n, signal in enumerate(hearts[:-1]):  # the last one stays empty
         start = (4096 - signal.shape[1]) // 2
-        tracings[n, start : start + signal.shape[1]] = signal[columns].T * 10
+        tracings[n, start : start + signal.shape[1]] = signal[columns].T * stored_per_mv
     with h5py.File(tmp_path / "ecg_tracings.hdf5", "w") as file:
         file["tracings"] = tracings
     gold = rng.integers(0, 2, (number, 6))
@@ -152,6 +156,8 @@ def test_code_test_goes_through_in_either_published_order_of_leads(runs_150, tmp
     assert stored.age_years[:2].tolist() == [90, 31] and stored.sex[:2].tolist() == ["F", "M"]
     assert set(stored.native_fs.tolist()) == {400}
     for n in (0, 1, 2):
+        shown, fs, _ = signal_of(evaluation.trained, evaluation.external, n, 0)
+        assert np.ptp(shown) == pytest.approx(np.ptp(hearts[n]), rel=0.1) and fs == 100
         expected = logits_by_hand(evaluation.trained, hearts[n], 400, stored.labels)
         np.testing.assert_allclose(stored.logits[n], expected, atol=1e-3)
 

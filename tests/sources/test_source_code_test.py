@@ -78,3 +78,22 @@ def test_leads_that_the_recordings_do_not_tell_must_be_named(folder):
     assert source.read_ecg("0").lead_names == tuple(names)
     with pytest.raises(UserError, match="must name the 12 standard leads"):
         open_source({"name": "code_test", "root": folder[0], "leads": names[:11]}).read()
+
+
+@pytest.mark.parametrize(("stored_per_mv", "expected"), [(1, 1.0), (10, 0.1)])
+def test_unit_is_read_off_the_recordings(folder, stored_per_mv, expected):
+    rng = np.random.default_rng(4)
+    tracings = np.stack([twelve_leads(rng, 4096) for _ in range(3)]) / 30 * stored_per_mv
+    tracings[1, :3000] = 0
+    tracings += np.linspace(0, 5 * stored_per_mv, 4096)[:, None] * (tracings != 0)  # it wanders
+    with h5py.File(folder[0] / "ecg_tracings.hdf5", "w") as file:
+        file["tracings"] = tracings.astype(np.float32)
+    names = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
+    source = open_source({"name": "code_test", "root": folder[0], "leads": names})
+    np.testing.assert_allclose(source.read_ecg("0").signal, tracings[0].T * expected, rtol=1e-5)
+    told = {"name": "code_test", "root": folder[0], "leads": names, "unit_mv": 0.39}
+    np.testing.assert_allclose(
+        open_source(told).read_ecg("0").signal, tracings[0].T * 0.39, rtol=1e-5
+    )
+    with pytest.raises(UserError, match="unit_mv=0 must be above 0"):
+        open_source({**told, "unit_mv": 0}).read()

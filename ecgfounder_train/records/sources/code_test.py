@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from ecgfounder_train.core.errors import RejectedRecordError, RejectReason, UserError
 from ecgfounder_train.records.record import EcgRecord
@@ -28,12 +29,14 @@ from ecgfounder_train.records.sources.table import (
 
 FINDINGS = ("1dAVb", "RBBB", "LBBB", "SB", "AF", "ST")
 FS = 400.0
-MILLIVOLT = 0.1
-"""Stored in units of 1e-4 V."""
+_UNITS_MV = (1.0, 0.1)
+"""Its description says 1e-4 V and, by the factor it gives for volts, mV."""
+_USUAL_SWING = 10**0.5
+"""Of a lead within a second, median: about 1 mV in any set of ECGs, so 1 or 10 in stored units."""
 _LIMB, _CHEST = ("I", "II", "III"), ("V1", "V2", "V3", "V4", "V5", "V6")
 _AUGMENTED = {"aVR": (-0.5, -0.5), "aVL": (1.0, -0.5), "aVF": (-0.5, 1.0)}
 """Goldberger's leads as sums of I and II."""
-_NUM_TRACINGS_FOR_ORDER = 20
+_NUM_TRACINGS_LOOKED_AT = 20
 _CLEARLY = 0.5
 """The best order must leave less than this of the unexplained signal of the second best."""
 
@@ -46,6 +49,8 @@ class CodeTestSource:
     annotations: str = "annotations/gold_standard.csv"
     leads: Sequence[str] | None = None
     """Names of the 12 columns; None: the recordings tell."""
+    unit_mv: float | None = None
+    """Size of a stored unit in mV; None: the recordings tell."""
 
     def read(self) -> SourceTable:
         """Return one row per tracing; `record_path` is its number in the HDF5 file.
@@ -86,7 +91,7 @@ class CodeTestSource:
                 f"{self.root}: {len(self._tracings)} tracings, {table.height} annotations and "
                 f"{people.height} attributes do not belong together."
             )
-        _ = self._lead_names  # an order that cannot be told must not wait for the first record
+        _ = self._lead_names, self._millivolt  # a wrong setting must not wait for the first record
         number = pl.col("record_path").cast(pl.String)
         records = table.hstack(people).with_columns(
             number,
@@ -108,6 +113,30 @@ class CodeTestSource:
             raise UserError(f"{path} is missing or holds no data set 'tracings'.") from error
 
     @cached_property
+    def _some_tracings(self) -> NDArray[np.float64]:
+        return np.asarray(self._tracings[:_NUM_TRACINGS_LOOKED_AT], np.float64)
+
+    @cached_property
+    def _millivolt(self) -> float:
+        """Return the size of a stored unit in mV.
+
+        Source: https://github.com/antonior92/ecg-age-prediction/issues/1 and 5,
+            https://github.com/antonior92/automatic-ecg-diagnosis/issues/3 and 10.
+        """
+        if self.unit_mv is not None:
+            if not self.unit_mv > 0:
+                raise UserError(f"source.unit_mv={self.unit_mv} must be above 0, such as 1 or 0.1.")
+            return float(self.unit_mv)
+        second = int(FS)
+        tracings = self._some_tracings
+        whole = tracings.shape[1] // second * second
+        seconds = tracings[:, :whole].reshape(len(tracings), -1, second, tracings.shape[2])
+        swings = np.ptp(seconds, axis=2)
+        swings = swings[swings > 0]  # what fills a short recording up does not count
+        in_millivolt = not len(swings) or np.median(swings) < _USUAL_SWING
+        return _UNITS_MV[0] if in_millivolt else _UNITS_MV[1]
+
+    @cached_property
     def _lead_names(self) -> tuple[str, ...]:
         """Return the names of the columns.
 
@@ -122,7 +151,7 @@ class CodeTestSource:
                     "of the columns."
                 )
             return names
-        tracings = np.asarray(self._tracings[:_NUM_TRACINGS_FOR_ORDER], np.float64)
+        tracings = self._some_tracings
         one, two = tracings[..., 0], tracings[..., 1]
         unexplained = {
             order: sum(
@@ -150,7 +179,7 @@ class CodeTestSource:
         filled = np.flatnonzero(tracing.any(axis=0))
         if not len(filled):
             raise RejectedRecordError(RejectReason.ALL_ZERO, "nothing but zeros")
-        signal = tracing[:, filled[0] : filled[-1] + 1] * np.float32(MILLIVOLT)
+        signal = tracing[:, filled[0] : filled[-1] + 1] * np.float32(self._millivolt)
         return EcgRecord(signal, self._lead_names, FS, None, ())
 
 
