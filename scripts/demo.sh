@@ -14,7 +14,8 @@ step "1/6 A synthetic HEEDB 5.0 archive: two sites, WFDB records, tables, and th
 if [ -d "$demo/archive" ]; then
   echo "$demo/archive is there already."
 else
-  tell scripts/simulate.py "out=$demo/archive" num_patients=700 seed=1 num_workers=2
+  tell scripts/simulate.py "out=$demo/archive" num_patients=700 seed=1 num_workers=2 \
+    prevalences.paced=0.08 # some more than in a hospital, so that the test part has a dozen
 fi
 
 step "2/6 Records to shards: labels, patient-level split, signal profile"
