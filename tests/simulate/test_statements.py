@@ -45,8 +45,10 @@ def test_every_code_is_in_the_dictionary() -> None:
 
 
 def test_everything_drawn_can_be_shown() -> None:
-    for _, findings in drawn():
-        check_findings(findings)
+    findings = [item for _, item in drawn()]
+    assert len({item.flags for item in findings}) > 10
+    for item in findings:
+        check_findings(item)  # raises on what no waveform can show
 
 
 def test_age_undetermined_follows_an_infarct_and_weakening_precedes_a_statement() -> None:

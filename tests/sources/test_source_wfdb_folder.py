@@ -130,7 +130,8 @@ def test_labels_may_be_absent_where_that_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
 def test_source_config_opens_its_source(path: Path, tmp_path: Path) -> None:
     (tmp_path / "something").touch()
-    open_source(configured(path.stem, root=str(tmp_path)))
+    source = open_source(configured(path.stem, root=str(tmp_path)))
+    assert Path(source.root) == tmp_path  # type: ignore[attr-defined]
 
 
 def test_every_source_has_a_config() -> None:
