@@ -7,7 +7,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from ecgfounder_train.figures.curves import CalibrationPoints, Curve, short_name, thinned
+from ecgfounder_train.figures.curves import (
+    CalibrationPoints,
+    Curve,
+    draw_calibration,
+    short_name,
+    thinned,
+)
 from ecgfounder_train.figures.style import (
     FAINT,
     INK,
@@ -155,21 +161,8 @@ def label_figure(
         for axes in (left, middle):
             axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), box_aspect=1)
         high = max(float(calibration.predicted.max()), float(calibration.upper.max()), 1e-3) * 1.05
-        errors = np.stack(
-            [calibration.frequency - calibration.lower, calibration.upper - calibration.frequency]
-        )
-        right.plot([0, high], [0, high], color=MUTED, linewidth=0.8, linestyle=":")
-        right.errorbar(
-            calibration.predicted,
-            calibration.frequency,
-            yerr=errors.clip(min=0),
-            color=PALETTE[0],
-            marker="o",
-            markersize=3,
-            linewidth=1.1,
-            elinewidth=0.8,
-        )
-        right.set(xlim=(0, high), ylim=(0, high), box_aspect=1, title="calibration")
+        draw_calibration(right, calibration, high)
+        right.set(title="calibration")
         right.set(xlabel="predicted", ylabel="observed")
         for axes in (left, middle, right):
             axes.tick_params(labelsize=7)

@@ -106,6 +106,23 @@ def thinned(
     return x[chosen], y[chosen]
 
 
+def draw_calibration(axes: Axes, points: CalibrationPoints, high: float) -> None:
+    """Draw one label's calibration with its intervals and the diagonal, both axes up to `high`."""
+    axes.plot([0, high], [0, high], color=MUTED, linewidth=0.8, linestyle=":")
+    errors = np.stack([points.frequency - points.lower, points.upper - points.frequency])
+    axes.errorbar(
+        points.predicted,
+        points.frequency,
+        yerr=errors.clip(min=0),
+        color=PALETTE[0],
+        marker="o",
+        markersize=3,
+        linewidth=1.1,
+        elinewidth=0.8,
+    )
+    axes.set(xlim=(0, high), ylim=(0, high), box_aspect=1)
+
+
 def calibration_figure(labels: Sequence[CalibrationPoints]) -> Figure:
     """Return one small panel per label: observed frequency against mean predicted probability.
 
@@ -119,19 +136,7 @@ def calibration_figure(labels: Sequence[CalibrationPoints]) -> Figure:
             axes = figure.add_subplot(rows, columns, index + 1)
             high = max(float(label.predicted.max()), float(label.frequency.max()), 1e-3) * 1.12
             high = min(high, 1.02)
-            axes.plot([0, high], [0, high], color=MUTED, linewidth=0.8, linestyle=":")
-            errors = np.stack([label.frequency - label.lower, label.upper - label.frequency])
-            axes.errorbar(
-                label.predicted,
-                label.frequency,
-                yerr=errors.clip(min=0),
-                color=PALETTE[0],
-                marker="o",
-                markersize=3,
-                linewidth=1.1,
-                elinewidth=0.8,
-            )
-            axes.set(xlim=(0, high), ylim=(0, high), box_aspect=1)
+            draw_calibration(axes, label, high)
             axes.set_title(short_name(label.name, 26), fontsize=7.5)
             axes.tick_params(labelsize=7)
             axes.locator_params(nbins=4)
