@@ -5,9 +5,18 @@ The caller reduces, usually by the sum over the number of observed labels.
 
 from ecgfounder_train.losses.multilabel import (
     LOSSES,
+    Asymmetric,
     BinaryCrossEntropy,
+    Focal,
     PositiveUnlabelledHill,
     create_loss,
 )
 
-__all__ = ["LOSSES", "BinaryCrossEntropy", "PositiveUnlabelledHill", "create_loss"]
+__all__ = [
+    "LOSSES",
+    "Asymmetric",
+    "BinaryCrossEntropy",
+    "Focal",
+    "PositiveUnlabelledHill",
+    "create_loss",
+]

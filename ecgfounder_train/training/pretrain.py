@@ -15,7 +15,6 @@ from ecgfounder_train.core.ranks import is_rank_zero
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.loader.datamodule import ShardDataModule
 from ecgfounder_train.loader.transforms import Augmentation, BatchTransform
-from ecgfounder_train.losses import create_loss
 from ecgfounder_train.models import create_model
 from ecgfounder_train.models.checkpoint import load_checkpoint, newest_whole
 from ecgfounder_train.records import SignalProfile
@@ -33,6 +32,7 @@ from ecgfounder_train.training.module import OptimizerSettings, PretrainModule
 from ecgfounder_train.training.schedules import create_schedule
 from ecgfounder_train.training.settings import Budget, DataSettings, EmaSettings, RunSettings
 from ecgfounder_train.training.signals import StopRequest, stop_on_signals
+from ecgfounder_train.training.split_weights import create_split_loss
 from ecgfounder_train.training.trainer import TrainerSettings, create_trainer, hardware, versions
 
 KEYS_WITH_PATHS = ("paths", "shards", "resume", "hydra")
@@ -137,8 +137,7 @@ def create_module(
     }
     name = str(model_config.pop("name"))
     model = create_model(name, transform.num_leads, len(manifest.labels), **model_config)
-    loss_config = dict(config["loss"])
-    loss = create_loss(str(loss_config.pop("name")), **loss_config)
+    loss = create_split_loss(config["loss"], shards)
     half_life = EmaSettings.from_config(config["ema"]).half_life_samples
     num_samples = len(shards.rows("train"))
     facts = RunFacts(

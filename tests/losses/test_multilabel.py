@@ -60,10 +60,68 @@ def test_pu_hill_equals_its_formula_and_lets_go_of_confident_negatives() -> None
     assert 0 <= confident.grad.item() < 1e-3 * doubtful.grad.item()
 
 
+def test_focal_equals_its_formula_and_without_gamma_it_is_cross_entropy() -> None:
+    logits, targets, observed = batch()
+    p = torch.sigmoid(logits)
+    expected = torch.where(
+        targets.bool(), -0.3 * (1 - p) ** 2 * p.log(), -0.7 * p**2 * (-p).log1p()
+    )
+    loss = create_loss("focal", gamma=2.0, alpha=0.3)(logits, targets, observed)
+    torch.testing.assert_close(loss, expected * observed)
+    plain = create_loss("focal", gamma=0.0)(logits, targets, observed)
+    torch.testing.assert_close(plain, create_loss("bce")(logits, targets, observed))
+
+
+def test_asymmetric_equals_its_formula_and_ignores_negatives_below_the_margin() -> None:
+    loss = create_loss("asymmetric")
+    p = torch.tensor([[0.02, 0.3, 0.9]])
+    ones = torch.ones_like(p)
+    logits = torch.logit(p)
+    q = (p - 0.05).clamp(min=0)
+    torch.testing.assert_close(loss(logits, 0 * p, ones), -(q**4) * torch.log(1 - q))
+    torch.testing.assert_close(loss(logits, ones, ones), -torch.log(p))
+    plain = create_loss("asymmetric", gamma_negative=0.0, margin=0.0)
+    torch.testing.assert_close(plain(logits, 0 * p, ones), -torch.log(1 - p))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"name": "bce", "label_smoothing": 0.1, "pos_weight": 3.0},
+        {"name": "pu_hill"},
+        {"name": "focal", "alpha": 0.25},
+        {"name": "focal", "gamma": 0.5},
+        {"name": "asymmetric"},
+        {"name": "asymmetric", "gamma_positive": 1.0, "gamma_negative": 0.5},
+    ],
+    ids=str,
+)
+def test_gradients_equal_finite_differences_and_stay_finite_at_extreme_logits(
+    settings: dict[str, float],
+) -> None:
+    loss = create_loss(**settings)
+    # One logit per value: the differences are taken in float32, whose noise asks for a wide step.
+    logits = torch.linspace(-6, 6, 25).reshape(1, -1)
+    observed = torch.ones_like(logits)
+    for target in (0.0, 1.0, 0.4):
+        targets = torch.full_like(logits, target)
+        leaf = logits.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(leaf, targets, observed).sum(), leaf)
+        step = 2.0**-6
+        up, down = (loss(logits + sign * step, targets, observed) for sign in (1, -1))
+        torch.testing.assert_close(gradient, (up - down) / (2 * step), atol=2e-3, rtol=2e-2)
+        extreme = torch.tensor([[-200.0, 200.0, 0.0]], requires_grad=True)
+        total = loss(extreme, torch.full_like(extreme, target), torch.ones_like(extreme))
+        total.sum().backward()
+        assert torch.isfinite(total).all()
+        assert extreme.grad is not None and torch.isfinite(extreme.grad).all()
+
+
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_an_unobserved_label_changes_nothing(name: str) -> None:
     logits, targets, observed = batch()
-    loss = create_loss(name)
+    # The asymmetric loss leaves easy negatives out, which is not what is looked at here.
+    loss = create_loss(name, **({"margin": 0.0} if name == "asymmetric" else {}))
     logits.requires_grad_()
     (reference,) = torch.autograd.grad(loss(logits, targets, observed).sum(), logits)
     assert torch.all(reference[~observed] == 0)
@@ -102,6 +160,10 @@ def test_losses_have_no_state_and_a_config_file_each(name: str) -> None:
         ({"name": "bce", "label_smoothing": 1.0}, "label_smoothing=1.0"),
         ({"name": "bce", "pos_weight": [1.0, 0.0]}, "must be positive"),
         ({"name": "pu_hill", "margin": 1.0}, "at least 1.5"),
+        ({"name": "focal", "gamma": -1.0}, "loss.gamma=-1.0"),
+        ({"name": "focal", "alpha": 1.0}, "loss.alpha=1.0"),
+        ({"name": "asymmetric", "gamma_negative": -1.0}, "loss.gamma_negative=-1.0"),
+        ({"name": "asymmetric", "margin": 1.0}, "loss.margin=1.0"),
     ],
 )
 def test_a_wrong_setting_is_named(arguments: dict[str, object], message: str) -> None:
