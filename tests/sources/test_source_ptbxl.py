@@ -66,3 +66,10 @@ def test_wrong_layouts_are_named(root: Path) -> None:
     (root / "ptbxl_database.csv").unlink()
     with pytest.raises(UserError, match=r"No labels table: .*ptbxl_database\.csv"):
         open_source({"name": "ptbxl", "root": root}).read()
+
+
+def test_tables_are_read_from_a_url_and_signals_stay_there(root: Path) -> None:
+    local = open_source({"name": "ptbxl", "root": root}).read()
+    remote = open_source({"name": "ptbxl", "root": f"file://{root}"}).read()
+    assert remote.records.collect().equals(local.records.collect())
+    assert (remote.root, local.root) == (f"file://{root}", root)

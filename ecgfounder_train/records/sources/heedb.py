@@ -26,6 +26,7 @@ Releases 2.0 to 4.0 are read as well (see `heedb_old`): they have one column of 
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import polars as pl
 
@@ -61,6 +62,11 @@ _MERGES = "PatientMergeHistory"
 class HeedbSource:
     """HEEDB of any release. The root may be the archive, its `ECG` folder, or a site's folder."""
 
+    REMOTE_FILES: ClassVar = tuple(
+        f"{place}{table}"
+        for place in ("", "*/", "ECG/*/", "*/ECG/*/")
+        for table in ("metadata/*.csv", "12SL_diagnoses/*.csv", "Metadata/*", f"{_MERGES}/*.csv")
+    )
     root: Path
     label_source: str = "physician"
 

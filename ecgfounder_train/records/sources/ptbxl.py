@@ -7,6 +7,7 @@ selects on 9 and tests on 10 (Strodthoff et al. 2020, doi:10.1109/JBHI.2020.3022
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import polars as pl
 
@@ -31,6 +32,7 @@ _FILE_COLUMNS = {100: "filename_lr", 500: "filename_hr"}
 class PtbxlSource:
     """PTB-XL as PhysioNet unpacks it: `ptbxl_database.csv` beside `records100`/`records500`."""
 
+    REMOTE_FILES: ClassVar = ("*.csv",)
     root: Path
     rate: int = 100
 

@@ -2,14 +2,16 @@
 
 import importlib
 import pkgutil
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import polars as pl
 
 from ecgfounder_train.core.errors import UserError, did_you_mean
+from ecgfounder_train.records.record import EcgRecord
+from ecgfounder_train.records.storage import fetch_tables, is_remote
 
 RECORD_COLUMNS: dict[str, pl.DataType] = {
     "record_path": pl.String(),
@@ -42,11 +44,16 @@ class SourceTable:
     """One row per recording of a source, lazily, and what was odd about its tables, counted."""
 
     records: pl.LazyFrame
-    root: Path
+    root: Path | str
+    """What the record paths are relative to: a folder, or a URL that fsspec opens."""
     merges: pl.DataFrame | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
     """Text of each statement code, where the source has a dictionary."""
+    storage_options: Mapping[str, Any] = field(default_factory=dict)
+    """What fsspec needs to open the root, where it is a URL."""
+    read_ecg: Callable[[str], EcgRecord] | None = None
+    """Reads the recording at a `record_path` where these are no WFDB files; picklable."""
 
 
 class Source(Protocol):
@@ -73,7 +80,8 @@ def open_source(config: Mapping[str, Any]) -> Source:
     """Return the source that `config` names, with its settings checked.
 
     Args:
-        config: `name`, `root` and the settings of that source.
+        config: `name`, `root` (a folder or an fsspec URL), `storage_options` for a URL, and the
+            settings of that source.
 
     Raises:
         UserError: Unknown source or setting, or a root that is missing, empty or not a folder.
@@ -82,10 +90,10 @@ def open_source(config: Mapping[str, Any]) -> Source:
     if name not in source_names():
         raise UserError(f"source.name={name} is not a source.{did_you_mean(name, source_names())}")
     source = importlib.import_module(f"{__package__}.{name}").SOURCE
-    valid = {item.name: item for item in fields(source)}
+    valid: dict[str, Any] = {item.name: item for item in fields(source)}
     settings = {str(key): value for key, value in config.items() if key != "name"}
     for key in settings:
-        if key not in valid:
+        if key not in valid and key != "storage_options":
             raise UserError(
                 f"source.{key} is not a setting of source {name}.{did_you_mean(key, valid)}"
             )
@@ -95,9 +103,32 @@ def open_source(config: Mapping[str, Any]) -> Source:
             raise UserError(
                 f"source.{key} is missing. Set it on the command line: source.{key}=..."
             )
-    settings["root"] = existing_folder(settings["root"], "source.root")
+    options = dict(settings.pop("storage_options", None) or {})
+    root = settings["root"]
+    if is_remote(root):
+        patterns = getattr(source, "REMOTE_FILES", ())
+        if not patterns:
+            raise UserError(
+                f"source.root={root}: the source {name} reads from a local folder only. Copy the "
+                "archive, or mount it."
+            )
+        settings["root"] = fetch_tables(root, patterns, options)
+        return _RemoteSource(source(**settings), root, options)
+    settings["root"] = existing_folder(root, "source.root")
     opened: Source = source(**settings)
     return opened
+
+
+@dataclass(frozen=True)
+class _RemoteSource:
+    """A source whose tables were copied from a URL, where its signals stay."""
+
+    tables: Source
+    url: str
+    storage_options: Mapping[str, Any]
+
+    def read(self) -> SourceTable:
+        return replace(self.tables.read(), root=self.url, storage_options=self.storage_options)
 
 
 def existing_folder(path: str | Path, key: str) -> Path:
