@@ -167,6 +167,8 @@ class RunKeeper(L.Callback):
         module.position = Position(position["epoch"], position["slots"])
         module.optimizer_steps = position["global_step"]
         self.best = checkpoint["best"]
+        # Checkpoints of earlier versions do not have them.
+        module.scores = tuple(checkpoint.get("scores", ()))
         self._window = _Window(
             torch.tensor(checkpoint["window"]["loss"], dtype=torch.float64),
             checkpoint["window"]["batches"],
@@ -318,6 +320,7 @@ class RunKeeper(L.Callback):
         is_best = value == value and (best is None or sign * value > sign * best)
         if is_best:
             self.best = {"value": value, "samples_seen": module.samples_seen}
+        module.scores = (*module.scores, sign * value)
         if trainer.is_global_zero:
             self.log.write(self._row(module) | module.validation)
             auroc = module.validation["val/macro_auroc"]
@@ -406,6 +409,7 @@ class RunKeeper(L.Callback):
             # Every draw is keyed by (seed, epoch, slot): the seed is the whole state.
             "rng": {"kind": "counter", "seed": module.seed},
             "best": self.best,
+            "scores": list(module.scores),
             "window": {"loss": window_loss, "batches": self._window.batches},
             "spec": self.facts.spec,
             "config": self.facts.config,

@@ -126,6 +126,7 @@ class PretrainModule(L.LightningModule):
         self._monitored = list(monitored)
         self._val_loss = torch.zeros(2, dtype=torch.float64)
         self.validation: dict[str, float] = {}
+        self.scores: tuple[float, ...] = ()
 
     @property
     def average(self) -> WeightAverage | None:
@@ -157,7 +158,7 @@ class PretrainModule(L.LightningModule):
 
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Set the learning rate, and key dropout to this micro-batch."""
-        progress = Progress(self.samples_seen, self.total_samples, self.num_samples)
+        progress = Progress(self.samples_seen, self.total_samples, self.num_samples, self.scores)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.optimizer_settings.lr * self.schedule.factor(progress)
         # Global generators are seeded from the position, so there is no state to save: a resumed

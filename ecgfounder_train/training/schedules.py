@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the samples seen: nothing to save, nothing to restore."""
+"""Learning rate as a pure function of the samples seen and the validations so far."""
 
 import math
 from collections.abc import Mapping
@@ -11,11 +11,16 @@ from ecgfounder_train.core.settings import parse_settings
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is, in samples."""
+    """How far a run is, in samples.
+
+    Attributes:
+        scores: What each validation so far brought, higher is better, oldest first.
+    """
 
     samples_seen: int
     total_samples: int
     samples_per_epoch: int
+    scores: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,47 @@ class OneCycle:
 
 
 @dataclass(frozen=True)
+class Plateau:
+    """Divide the rate by `divisor` when more than `patience` validations brought nothing better.
+
+    The schedule of the released checkpoint's optimizer state and of the official fine-tuning
+    scripts; torch's ReduceLROnPlateau with an absolute threshold, as a function of all scores.
+    What is watched is `checkpoint.monitor`.
+
+    Args:
+        patience: Validations without a better score that are still borne.
+        divisor: The rate is divided by this.
+        threshold: How much better a score must be to count.
+        final_factor: The factor never falls below this.
+    """
+
+    patience: int = 10
+    divisor: float = 10.0
+    threshold: float = 1e-4
+    final_factor: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.patience < 0 or self.divisor <= 1 or self.threshold < 0:
+            raise UserError(
+                "schedule.patience and schedule.threshold must not be negative, schedule.divisor "
+                "must be above 1."
+            )
+        _share("schedule.final_factor", self.final_factor)
+
+    def factor(self, progress: Progress) -> float:
+        """Return the factor on the base learning rate."""
+        factor, best, borne = 1.0, -math.inf, 0
+        for score in progress.scores:
+            if score > best + self.threshold:
+                best, borne = score, 0
+            else:  # also an undefined score
+                borne += 1
+            if borne > self.patience:
+                factor, borne = factor / self.divisor, 0
+        return max(factor, self.final_factor)
+
+
+@dataclass(frozen=True)
 class Constant:
     """The base learning rate throughout."""
 
@@ -91,11 +137,12 @@ class Constant:
         return 1.0
 
 
-Schedule = Cosine | Step | OneCycle | Constant
+Schedule = Cosine | Step | OneCycle | Plateau | Constant
 SCHEDULES: dict[str, type[Schedule]] = {
     "cosine": Cosine,
     "step": Step,
     "one_cycle": OneCycle,
+    "plateau": Plateau,
     "constant": Constant,
 }
 

@@ -185,6 +185,23 @@ def test_complete_run_says_so_and_a_larger_budget_goes_on(
     assert rows(run)[-1]["samples_seen"] == "126"
 
 
+def test_plateau_schedule_remembers_the_validations_before_a_stop(pretrain: Pretrain) -> None:
+    # No score is better by a whole unit: the rate falls after each validation but the first.
+    plateau = (
+        "schedule=plateau",
+        "schedule.patience=0",
+        "schedule.threshold=1",
+        "log_every_steps=1",
+    )
+    whole = pretrain("budget.max_epochs=4", *plateau, run="whole")
+    pretrain("budget.max_epochs=2", *plateau)
+    run = pretrain("budget.max_epochs=4", *plateau)
+    assert_same_run(run, whole)
+    rates = sorted({float(row["lr"]) for row in rows(whole) if row["lr"]}, reverse=True)
+    assert len(rates) == 3
+    assert rates[1] == pytest.approx(rates[0] / 10) and rates[2] == pytest.approx(rates[0] / 100)
+
+
 def test_resume_none_never_overwrites(pretrain: Pretrain) -> None:
     run = pretrain("budget.max_epochs=1", "resume=none")
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}

@@ -61,6 +61,25 @@ def test_step_is_torchs() -> None:
     assert our_factors({"name": "step"}, STEPS) == pytest.approx(reference, rel=1e-12)
 
 
+def test_plateau_is_torchs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(60, generator=generator).mul(0.01).tolist()
+    scores = [1 - 0.8**step + noise[step] for step in range(60)]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, "max", 0.1, 3, threshold=1e-4, threshold_mode="abs", min_lr=1e-3
+    )
+    ours = create_schedule({"name": "plateau", "patience": 3})
+    factors = []
+    for step, score in enumerate(scores):
+        optimizer.step()
+        scheduler.step(score)
+        factors.append(ours.factor(Progress(step, 60, 1, tuple(scores[: step + 1]))))
+        assert factors[-1] == pytest.approx(optimizer.param_groups[0]["lr"])
+    assert factors[0] == 1.0 and factors[-1] == pytest.approx(1e-3)
+    assert ours.factor(Progress(0, 60, 1, (0.5, *[math.nan] * 4))) == pytest.approx(0.1)
+
+
 def test_constant_stays() -> None:
     assert our_factors({"name": "constant"}, STEPS) == [1.0] * STEPS
 
@@ -80,6 +99,7 @@ def test_factor_behind_the_budget_is_that_of_its_end(name: str) -> None:
         ({"name": "cosine", "warmup": 0.1}, "Unknown key schedule.warmup. Did you mean"),
         ({"name": "cosine", "warmup_share": 1.0}, "schedule.warmup_share=1.0 is not a share"),
         ({"name": "step", "divisor": 0.0}, "schedule.divisor must be above 0"),
+        ({"name": "plateau", "divisor": 1.0}, "schedule.divisor must be above 1"),
         ({"name": "one_cycle", "start_divisor": 0.0}, "schedule.start_divisor"),
     ],
 )
