@@ -14,6 +14,8 @@ What differs from the original:
   gradient and DistributedDataParallel stops.
 * Stochastic depth, a dropout before the head, strides and kernel size are options (off, or the
   released values, by default). None of them changes the state dict's names.
+* The head may pool over time by attention instead of by the mean (an attention probe); that adds
+  `attention.*` to the state dict.
 """
 
 from collections.abc import Sequence
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 from ecgfounder_train.core.errors import UserError, did_you_mean
 
 Norm = Literal["none", "batch"]
+Pooling = Literal["mean", "attention"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Net1DConfig:
     `stage_strides[i]`. Widths are multiples of `group_width`, the channels per group of the k16
     convolution. `dropout` is the rate at the original's three places in every block (it has 0.5
     there, bypassed), `head_dropout` acts on the pooled features, `drop_path` is the last block's
-    rate of stochastic depth, rising linearly from 0 at the first block.
+    rate of stochastic depth, rising linearly from 0 at the first block. `pooling` is how the head
+    sums up time.
     """
 
     widths: tuple[int, ...] = (64, 160, 160, 400, 400, 1024, 1024)
@@ -53,6 +57,7 @@ class Net1DConfig:
     dropout: float = 0.0
     head_dropout: float = 0.0
     drop_path: float = 0.0
+    pooling: Pooling = "mean"
 
     def __post_init__(self) -> None:
         """Check what a user can get wrong.
@@ -91,6 +96,9 @@ class Net1DConfig:
         if self.norm not in get_args(Norm):
             hint = did_you_mean(str(self.norm), get_args(Norm))
             raise UserError(f"model.norm={self.norm!r} is unknown.{hint}")
+        if self.pooling not in get_args(Pooling):
+            hint = did_you_mean(str(self.pooling), get_args(Pooling))
+            raise UserError(f"model.pooling={self.pooling!r} is unknown.{hint}")
         for key in ("dropout", "head_dropout", "drop_path"):
             if not 0.0 <= getattr(self, key) < 1.0:
                 raise UserError(f"model.{key}={getattr(self, key)} must lie in [0, 1).")
@@ -229,6 +237,30 @@ class Stage(nn.Module):
         return x
 
 
+class AttentionPool(nn.Module):
+    """Weighted means over time, a learned weighting for each group of `group_width` channels.
+
+    It begins as the plain mean (all scores 0), so a head that was fitted on means stays right.
+
+    Shape: (B, C, T) -> (B, C) float32.
+    """
+
+    def __init__(self, num_features: int, group_width: int) -> None:
+        super().__init__()
+        self.num_groups = num_features // group_width
+        self.norm = nn.LayerNorm(num_features)
+        self.score = nn.Linear(num_features, self.num_groups, bias=False)
+        nn.init.zeros_(self.score.weight)
+
+    def forward(self, sequence: Tensor) -> Tensor:
+        sequence = sequence.float()
+        with torch.autocast(sequence.device.type, enabled=False):
+            scores = self.score(self.norm(sequence.transpose(1, 2)))  # (B, T, groups)
+            weights = scores.softmax(1).transpose(1, 2)
+            grouped = sequence.reshape(len(sequence), self.num_groups, -1, sequence.shape[-1])
+            return torch.einsum("bgct,bgt->bgc", grouped, weights).flatten(1)
+
+
 class Net1D(nn.Module):
     """The network: normalised signals in, one logit per label out, for any signal length.
 
@@ -250,6 +282,8 @@ class Net1D(nn.Module):
             self.first_bn.requires_grad_(False)
         self.stage_list = nn.ModuleList(_build_stages(config))
         self.dense = nn.Linear(self.num_features, config.num_labels)
+        if config.pooling == "attention":
+            self.attention = AttentionPool(self.num_features, config.group_width)
 
     def forward_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the last stage's sequence and its mean over time.
@@ -285,7 +319,9 @@ class Net1D(nn.Module):
         return logits
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x)[1])
+        sequence, mean = self.forward_features(x)
+        pooled = self.attention(sequence) if self.config.pooling == "attention" else mean
+        return self.forward_head(pooled)
 
     def reset_classifier(self, num_labels: int) -> None:
         """Replace the head by a fresh one for `num_labels` labels, on the same device and dtype."""

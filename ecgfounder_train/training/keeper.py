@@ -229,7 +229,12 @@ class RunKeeper(L.Callback):
         )
         self.meter.__enter__()
         if trainer.is_global_zero:
-            self.log = MetricsLog(self.run.metrics_file, module.samples_seen, self.loggers)
+            self.log = MetricsLog(
+                self.run.metrics_file,
+                module.samples_seen,
+                self.loggers,
+                module.validation_columns,
+            )
             self._write_state(module, "training")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -323,8 +328,9 @@ class RunKeeper(L.Callback):
         module.scores = (*module.scores, sign * value)
         if trainer.is_global_zero:
             self.log.write(self._row(module) | module.validation)
-            auroc = module.validation["val/macro_auroc"]
-            self.meter.update(module.samples_seen, f"validation AUROC {auroc:.4f}")
+            column, shown = module.headline
+            note = f"validation {shown} {module.validation[column]:.4f}"
+            self.meter.update(module.samples_seen, note)
         self._save(trainer, module, is_best)
         if self.patience.is_exhausted(self.best, module.samples_seen):
             trainer.should_stop = True

@@ -23,10 +23,8 @@ COLUMNS = (
     "lr",
     "ecg_per_s",
     "data_wait_share",
-    "val/loss",
-    "val/macro_auroc",
-    "val/num_labels",
 )
+"""Columns of every run; what its validation measures stands behind them."""
 
 
 class MetricsLog:
@@ -36,14 +34,22 @@ class MetricsLog:
         path: The CSV file.
         samples_seen: Where the run stands; later rows of an existing file are dropped.
         loggers: Lightning loggers that get the same numbers.
+        validation_columns: What the run's validation measures.
     """
 
-    def __init__(self, path: Path, samples_seen: int, loggers: Sequence[Logger]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        samples_seen: int,
+        loggers: Sequence[Logger],
+        validation_columns: Sequence[str],
+    ) -> None:
         self.path = path
         self.loggers = list(loggers)
-        kept = _rows_until(path, samples_seen) if path.is_file() else []
+        self.columns = (*COLUMNS, *validation_columns)
+        kept = _rows_until(path, samples_seen, self.columns) if path.is_file() else []
         with atomic_file(path, "w") as handle:
-            writer = csv.DictWriter(handle, COLUMNS)
+            writer = csv.DictWriter(handle, self.columns)
             writer.writeheader()
             writer.writerows(kept)
 
@@ -51,7 +57,7 @@ class MetricsLog:
         """Append one row; values keep every digit (repr of a float)."""
         try:
             with open(self.path, "a", newline="", encoding="utf-8") as handle:
-                csv.DictWriter(handle, COLUMNS).writerow(row)
+                csv.DictWriter(handle, self.columns).writerow(row)
         except OSError as error:
             raise UserError(
                 f"Cannot write {self.path}: {error.strerror}. The checkpoints are untouched. Free "
@@ -73,7 +79,7 @@ class MetricsLog:
             logger.finalize("success")
 
 
-def _rows_until(path: Path, samples_seen: int) -> list[dict[str, Any]]:
+def _rows_until(path: Path, samples_seen: int, columns: Sequence[str]) -> list[dict[str, Any]]:
     kept = []
     with open(path, newline="", encoding="utf-8") as handle:
         for row in csv.DictReader(handle):
@@ -81,5 +87,5 @@ def _rows_until(path: Path, samples_seen: int) -> list[dict[str, Any]]:
             if None in row.values() or not (row.get("samples_seen") or "").isdigit():
                 continue
             if int(row["samples_seen"]) <= samples_seen:
-                kept.append({name: row.get(name, "") for name in COLUMNS})
+                kept.append({name: row.get(name, "") for name in columns})
     return kept

@@ -76,6 +76,10 @@ class OptimizerSettings:
 class PretrainModule(L.LightningModule):
     """A network, its loss and its position in the data.
 
+    Attributes:
+        validation_columns: What validation measures, as columns of metrics.csv.
+        headline: Which of them is shown while the run goes on, and its name there.
+
     Args:
         model: The network, (B, num_leads, num_samples) to (B, num_labels).
         loss: Elementwise masked loss `loss(logits, targets, observed)`, zero where unobserved.
@@ -89,6 +93,9 @@ class PretrainModule(L.LightningModule):
         average: Weight average that validation uses instead of the raw weights.
         monitored: Indices of the labels that validation's macro AUROC covers.
     """
+
+    validation_columns: tuple[str, ...] = ("val/loss", "val/macro_auroc", "val/num_labels")
+    headline: tuple[str, str] = ("val/macro_auroc", "AUROC")
 
     def __init__(
         self,
@@ -160,7 +167,9 @@ class PretrainModule(L.LightningModule):
         """Set the learning rate, and key dropout to this micro-batch."""
         progress = Progress(self.samples_seen, self.total_samples, self.num_samples, self.scores)
         for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = self.optimizer_settings.lr * self.schedule.factor(progress)
+            # Fine-tuning gives early layers a share of the rate.
+            rate = self.optimizer_settings.lr * group.get("lr_scale", 1.0)
+            group["lr"] = rate * self.schedule.factor(progress)
         # Global generators are seeded from the position, so there is no state to save: a resumed
         # run drops the same units as an undisturbed one.
         draw = uniforms(self.seed, batch["epoch"], batch["slots"][:1], "torch", 2)[0]

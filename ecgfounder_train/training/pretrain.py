@@ -50,16 +50,44 @@ def train(config: Mapping[str, Any]) -> int:
     """
     run = RunDirectory.of(config["paths"]["runs"], config["run"])
     # First everything that can be wrong, then the first file.
-    numbers = RunSettings.from_config(config)
+    RunSettings.from_config(config)
     settings = TrainerSettings.from_config(config["trainer"])
     shards = ShardSet.open(config["shards"])
+    DataSettings.from_config(config["data"]).per_rank(settings.world_size)
+    torch.manual_seed(config["seed"])
+    module, facts = create_module(config, shards, settings)
+    return fit(config, run, shards, module, facts, settings, f"scripts/evaluate.py run={run.name}")
+
+
+def fit(
+    config: Mapping[str, Any],
+    run: RunDirectory,
+    shards: ShardSet,
+    module: PretrainModule,
+    facts: RunFacts,
+    settings: TrainerSettings,
+    evaluate_with: str,
+) -> int:
+    """Train a module that was made from these settings, or go on; return the exit code.
+
+    Args:
+        config: As of `configs/pretrain.yaml`; other keys are left alone.
+        run: Where it happens.
+        shards: What is trained on.
+        module: The network and its loss.
+        facts: What its checkpoints will say beside the weights.
+        settings: Where and how training runs.
+        evaluate_with: Command that is named when the run is complete.
+
+    Raises:
+        UserError: Whatever the user can mend.
+    """
+    numbers = RunSettings.from_config(config)
     budget = Budget.from_config(config["budget"])
     data = DataSettings.from_config(config["data"])
     checkpointing = CheckpointSettings.from_config(config["checkpoint"])
     per_rank = data.per_rank(settings.world_size)
     logger_kind(config["logger"])
-    torch.manual_seed(numbers.seed)
-    module, facts = create_module(config, shards, settings)
     patience = Patience(budget.patience, budget.validate_every(module.num_samples))
     datamodule = ShardDataModule(
         shards,
@@ -98,8 +126,8 @@ def train(config: Mapping[str, Any]) -> int:
         )
         if _is_complete(run, module, str(config["resume"]), patience):
             print(
-                f"Run {run.name} is complete. Evaluate it with scripts/evaluate.py run={run.name}, "
-                "or raise budget.max_epochs (or budget.patience) to train on."
+                f"Run {run.name} is complete. Evaluate it with {evaluate_with}, or raise "
+                "budget.max_epochs (or budget.patience) to train on."
             )
             return 0
         try:
@@ -109,7 +137,7 @@ def train(config: Mapping[str, Any]) -> int:
             raise KeyboardInterrupt(
                 "Run the same command again to go on from the last checkpoint."
             ) from error
-    return _farewell(run, keeper, module, stop)
+    return _farewell(run, keeper, module, stop, evaluate_with)
 
 
 def create_module(
@@ -220,7 +248,11 @@ def _announce(
 
 
 def _farewell(
-    run: RunDirectory, keeper: RunKeeper, module: PretrainModule, stop: StopRequest
+    run: RunDirectory,
+    keeper: RunKeeper,
+    module: PretrainModule,
+    stop: StopRequest,
+    evaluate_with: str,
 ) -> int:
     if not is_rank_zero():
         return stop.exit_code if keeper.stopped_early else 0
@@ -237,7 +269,7 @@ def _farewell(
     print(
         f"Run {run.name} is complete: {module.samples_seen:,} samples, best "
         f"{keeper.settings.monitor} {value} at {best['samples_seen']:,} samples. "
-        f"Next: python scripts/evaluate.py run={run.name}",
+        f"Next: python {evaluate_with}",
         flush=True,
     )
     return 0

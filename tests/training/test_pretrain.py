@@ -364,7 +364,7 @@ def test_really_full_disk_keeps_the_old_checkpoint(tmp_path: Path, tiny_shards: 
 
 
 def test_full_disk_under_the_log_is_an_error_of_the_user(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "metrics.csv", 0, [])
+    log = MetricsLog(tmp_path / "metrics.csv", 0, [], ["val/loss"])
     log.path = Path("/dev/full")
     with pytest.raises(UserError, match="No space left"):
         log.write({"samples_seen": 16, "global_step": 1})
