@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ecgfounder_train.simulate.dictionary import ALTERNATIVES
 from ecgfounder_train.simulate.events import Findings
@@ -27,7 +28,8 @@ from ecgfounder_train.simulate.wfdb_write import quantise, write_record
 FINE_GAIN, COARSE_GAIN = 1000.0, 204.8
 """Digital units per mV; the second is the 4.88 microvolt step of GE's carts."""
 
-_ID_PRIME = 9_999_991
+ID_PRIME = 9_999_991
+"""Added to a patient's id it gives the one of a registration that was merged later."""
 _ID_BASE = {"I0001": 110_000_000, "I0006": 170_000_000}
 _CENSORED_AGE_DAYS = 90 * 365
 _OVERCALLED = (700, 780, 360, 540, 1140, 900, 372, 410, 161, 1143)
@@ -42,6 +44,7 @@ _ICD = {
     "lvh": ("429.3", "I51.7", "Cardiomegaly"),
 }
 _STAMP = "%Y%m%d%H%M%S"
+Number = TypeVar("Number", int, NDArray[np.int64])
 _made: set[Path] = set()
 """Folders this process made: asking the file system again for every record costs more."""
 
@@ -76,9 +79,9 @@ def generator(settings: Mapping[str, Any], site: str, *numbers: int) -> np.rando
     )
 
 
-def _patient_id(seed: int, site: str, number: int) -> int:
+def patient_id(seed: int, site: str, number: Number) -> Number:
     """Return a 9-digit id that no other patient of either site has (an affine permutation)."""
-    return _ID_BASE[site] + (number * 7_654_321 + 1_234_567 * (seed + 1)) % _ID_PRIME
+    return _ID_BASE[site] + (number * 7_654_321 + 1_234_567 * (seed + 1)) % ID_PRIME
 
 
 @dataclass(frozen=True)
@@ -117,17 +120,17 @@ def _write_patient(site: str, number: int, root: Path, settings: dict[str, Any])
     )
     writer = _PatientWriter(site, root, settings, state, person)
     rows = writer.rows
-    patient_id = old_id = _patient_id(settings["seed"], site, number)
+    new_id = old_id = patient_id(settings["seed"], site, number)
     if num_records > 1 and rng.random() < settings["merged_patients"]:
         # Registered twice: an id of its own for the first half of the records, merged later.
-        old_id = patient_id + _ID_PRIME
-        rows.merges.append((str(old_id), str(patient_id)))
+        old_id = new_id + ID_PRIME
+        rows.merges.append((str(old_id), str(new_id)))
         rows.counts["merged_patients"] += 1
     station = f"S{int(rng.integers(1, 5)):04d}"
     for index, time in enumerate(times):
         draw = generator(settings, site, number, index + 1)
         findings, codes = writer.interpret(draw, has_previous=index > 0)
-        own_id = old_id if index < num_records // 2 else patient_id
+        own_id = old_id if index < num_records // 2 else new_id
         acquired = time + shift
         if site == "I0001":
             stored = acquired + timedelta(seconds=int(draw.integers(30, 86400)))
@@ -145,7 +148,7 @@ def _write_patient(site: str, number: int, root: Path, settings: dict[str, Any])
         if is_plain and draw.random() < settings["exact_duplicates"]:
             writer.write_duplicate(draw, recording)
     for name in sorted(state.lasting & _ICD.keys()):
-        rows.icd.append((str(patient_id), f"{times[0] + shift:%Y-%m-%d}", *_ICD[name]))
+        rows.icd.append((str(new_id), f"{times[0] + shift:%Y-%m-%d}", *_ICD[name]))
     return rows
 
 
