@@ -47,7 +47,7 @@ def untrained_probe(
         torch.manual_seed(seed)
         network = Net1D(trained.model.config)
     network = network.to(device).eval().requires_grad_(False)
-    control = replace(trained, model=network)
+    control = replace(trained, model=network, decisions=None)
     data = [
         _features(control, training, split, device, batch_size, seed, max_records)
         for split in ("train", "val")

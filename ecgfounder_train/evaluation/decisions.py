@@ -82,9 +82,13 @@ class Decisions:
             self.num_records,
         )
 
-    def write(self, path: Path) -> None:
-        """Write the JSON file, whole or absent."""
-        content = {
+    def suits(self, pool: str, crops: int = 1) -> bool:
+        """Tell whether logits read like this are those it was fitted for."""
+        return self.reading.startswith(reading_of(pool, crops, ""))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers; `from_dict` takes them."""
+        return {
             "format_version": FORMAT_VERSION,
             "fitted_on": "val",
             "checkpoint_sha256": self.checkpoint,
@@ -93,8 +97,42 @@ class Decisions:
             "thresholds": {name: fitted.to_dict() for name, fitted in self.thresholds.items()},
             "calibration": self.calibration.to_dict(),
         }
+
+    @classmethod
+    def from_dict(
+        cls, content: Any, where: str, remedy: str = "Delete it; it is fitted again."
+    ) -> "Decisions":
+        """Return what `to_dict` was made from.
+
+        Raises:
+            UserError: It is of another format version or incomplete; names the file `where` and
+                the `remedy`.
+        """
+        if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+            raise UserError(f"{where} has decisions of another format version. {remedy}")
+        try:
+            return cls(
+                {name: Thresholds.from_dict(item) for name, item in content["thresholds"].items()},
+                Calibration.from_dict(content["calibration"]),
+                str(content["checkpoint_sha256"]),
+                str(content["reading"]),
+                int(content["num_records"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{where} holds incomplete thresholds or calibration ({type(error).__name__}: "
+                f"{error}). {remedy}"
+            ) from error
+
+    def write(self, path: Path) -> None:
+        """Write the JSON file, whole or absent."""
         with atomic_file(path, "w") as handle:
-            json.dump(content, handle, indent=1)
+            json.dump(self.to_dict(), handle, indent=1)
+
+
+def reading_of(pool: str, crops: int, calibration: str) -> str:
+    """Return the words for how logits came to be, as decisions keep them."""
+    return f"pool={pool}, crops={crops}, calibration={calibration}"
 
 
 def decisions_file(checkpoint: Path) -> Path:
@@ -102,8 +140,13 @@ def decisions_file(checkpoint: Path) -> Path:
     return checkpoint.with_name(f"{checkpoint.stem}.calibration.json")
 
 
-def read_decisions(path: Path, checkpoint: str, reading: str) -> Decisions | None:
+def read_decisions(path: Path, checkpoint: str, reading: str | None = None) -> Decisions | None:
     """Return what `write` wrote, None where there is none for this checkpoint and reading.
+
+    Args:
+        path: From `decisions_file`.
+        checkpoint: SHA-256 of the weights.
+        reading: How logits are made, as in `Decisions`; None takes any.
 
     Raises:
         UserError: The file is damaged.
@@ -114,15 +157,8 @@ def read_decisions(path: Path, checkpoint: str, reading: str) -> Decisions | Non
         return None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}). Delete it; it is fitted again.") from error
-    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"{path} has another format version. Delete it; it is fitted again.")
+    decisions = Decisions.from_dict(content, str(path))
     # Weights that were trained further, or windows read otherwise, have other logits.
-    if content["checkpoint_sha256"] != checkpoint or content["reading"] != reading:
+    if decisions.checkpoint != checkpoint or reading not in (None, decisions.reading):
         return None
-    return Decisions(
-        {name: Thresholds.from_dict(item) for name, item in content["thresholds"].items()},
-        Calibration.from_dict(content["calibration"]),
-        checkpoint,
-        reading,
-        content["num_records"],
-    )
+    return decisions

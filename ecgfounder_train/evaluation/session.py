@@ -20,7 +20,12 @@ from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.evaluation.assessment import Assessment, assess
 from ecgfounder_train.evaluation.comparison import write_comparison
 from ecgfounder_train.evaluation.controls import untrained_probe
-from ecgfounder_train.evaluation.decisions import Decisions, decisions_file, read_decisions
+from ecgfounder_train.evaluation.decisions import (
+    Decisions,
+    decisions_file,
+    read_decisions,
+    reading_of,
+)
 from ecgfounder_train.evaluation.external import (
     ExternalSet,
     open_external,
@@ -242,10 +247,7 @@ class Evaluation:
 
     @property
     def _reading(self) -> str:
-        return (
-            f"pool={self.config['pool']}, crops={self.config['crops']}, "
-            f"calibration={self.config['calibration']}"
-        )
+        return reading_of(self.config["pool"], self.config["crops"], self.config["calibration"])
 
     def decisions(self, evaluated: Evaluated) -> Decisions | None:
         """Return thresholds and calibration, fitted on validation the first time they are needed.

@@ -79,12 +79,21 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
             "checkpoint=last / resume=auto, which skip damaged files."
         )
     try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(
             f"{path} is not a checkpoint of this project (weights_only load refused it: "
             f"{_short(error)})."
         ) from error
+    return check_contents(checkpoint, path)
+
+
+def check_contents(checkpoint: Any, path: Path) -> dict[str, Any]:
+    """Return a file's content if it is a checkpoint of this project and version.
+
+    Raises:
+        UserError: It is not.
+    """
     missing = [key for key in REQUIRED if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
         raise UserError(f"{path} is not a checkpoint of this project: no {', '.join(missing)}.")
@@ -93,7 +102,8 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
             f"{path} has checkpoint format {checkpoint['format_version']}, this version of "
             f"ecgfounder_train reads {FORMAT_VERSION}. Use the version that wrote it."
         )
-    return checkpoint
+    contents: dict[str, Any] = checkpoint
+    return contents
 
 
 def newest_whole(run: RunDirectory) -> Path | None:

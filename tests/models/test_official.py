@@ -100,7 +100,7 @@ def test_unusable_files_are_named(small: Net1D, tmp_path: Path) -> None:
     torch.save(released_form(small), whole)
     cut = tmp_path / "cut.pth"
     cut.write_bytes(whole.read_bytes()[:100_000])
-    with pytest.raises(UserError, match=r"cut\.pth cannot be read"):
+    with pytest.raises(UserError, match=r"cut\.pth is damaged"):
         load_official(cut, name="net1d_1m")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(UserError, match="holds a list"):
