@@ -5,7 +5,7 @@ import numpy as np
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.loader.batches import EvaluationBatches, RankShape, TrainingBatches
-from ecgfounder_train.loader.epoch_plan import EpochPlan, Position
+from ecgfounder_train.loader.epoch_plan import EpochPlan, IntArray, Position
 from ecgfounder_train.loader.reader import SampleReader
 from ecgfounder_train.shards import ShardSet
 
@@ -24,6 +24,7 @@ class ShardDataModule(L.LightningDataModule):
         validate_every_samples: Distance between validations.
         total_samples: The run's budget.
         checksum: Check every sample read.
+        train_rows: Index rows to train on; None for the whole training split.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class ShardDataModule(L.LightningDataModule):
         validate_every_samples: int,
         total_samples: int,
         checksum: bool,
+        train_rows: IntArray | None = None,
     ) -> None:
         super().__init__()
         self.shards = shards
@@ -44,7 +46,7 @@ class ShardDataModule(L.LightningDataModule):
         self.validate_every_samples = validate_every_samples
         self.total_samples = total_samples
         self.checksum = checksum
-        self.train_rows = shards.rows("train")
+        self.train_rows = shards.rows("train") if train_rows is None else train_rows
         self.val_rows = shards.rows("val")
         for split, rows in (("train", self.train_rows), ("val", self.val_rows)):
             if not len(rows):

@@ -356,10 +356,12 @@ def _scaled(*widths: int) -> Net1DConfig:
 
 
 # Parameters count the bypassed BatchNorm, 12 leads and 150 labels, as the paper's sizes do.
-# 12m, 26m, 76m and 110m scale the released widths by 0.60, 0.905, 1.61 and 1.935, rounded to the
-# group width: the paper names only the totals 11.7, 25.6, 76.3 and 110 M. 2m and 8m are the two
-# smaller width lists found in the authors' published code; 1m goes on with their shape.
+# 500k, 1m, 12m, 26m, 76m and 110m are what `families.solve` gives for 0.5, 1.2, 11.7, 25.6, 76.3 and
+# 110 M: the released widths times one factor (0.60, 0.905, 1.61 and 1.935 for the last four),
+# rounded to the group width. The paper names only the totals. 2m and 8m are the two smaller width
+# lists found in the authors' published code.
 MODEL_TABLE: dict[str, Net1DConfig] = {
+    "net1d_500k": _scaled(16, 16, 32, 32, 32, 80, 96),
     "net1d_1m": _scaled(16, 32, 32, 64, 64, 160, 160),
     "net1d_2m": _scaled(16, 32, 32, 80, 80, 256, 256),
     # For 1,000 samples (10 s at 100 Hz): seven halvings after the stem would leave 4 positions,

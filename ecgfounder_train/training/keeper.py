@@ -446,6 +446,7 @@ _MEANING = {
     "split": "split into train, val and test",
     "data": "set of shards",
     "model": "network",
+    "patients": "share of the training patients",
 }
 
 
@@ -457,7 +458,9 @@ def require_same(checkpoint: Mapping[str, Any], facts: RunFacts, path: Path | st
     """
     found = checkpoint["fingerprints"]
     other = [
-        meaning for name, meaning in _MEANING.items() if found.get(name) != facts.fingerprints[name]
+        meaning
+        for name, meaning in _MEANING.items()
+        if found.get(name) != facts.fingerprints.get(name)
     ]
     if checkpoint["rng"]["seed"] != facts.config["seed"]:
         other.append("seed")

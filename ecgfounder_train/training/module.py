@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning as L
@@ -16,8 +16,11 @@ from ecgfounder_train.loader.counter_rng import uniforms
 from ecgfounder_train.loader.epoch_plan import Position
 from ecgfounder_train.loader.transforms import BatchTransform
 from ecgfounder_train.metrics import HistogramAuroc, macro
+from ecgfounder_train.models import count_parameters
 from ecgfounder_train.training.ema import WeightAverage
 from ecgfounder_train.training.schedules import Progress, Schedule
+
+LR_RULES = ("none", "power")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,15 @@ class OptimizerSettings:
         eps: Added to the denominator.
         decay_all: Also decay biases and normalisation weights (plain AdamW, as the original's
             fine-tuning scripts do); False leaves one-dimensional tensors alone.
+        lr_rule: `none`: `lr` whatever the network; `power`: `lr` is that of a network of
+            `lr_reference_parameters`, and another one's is
+            lr * (parameters / lr_reference_parameters) ** lr_exponent.
+        lr_reference_parameters: Size of the network `lr` was tuned on.
+        lr_exponent: At most 0: the larger the network, the lower its rate. -0.5 is muP's rule for
+            Adam (hidden weights go with 1 / width, and parameters with width squared), 0 no rule.
+
+    Source: Yang et al. 2022, *Tensor Programs V*, arXiv 2203.03466; the fitted exponent is
+    docs/benchmarks/lr_rule.csv.
     """
 
     name: str = "adamw"
@@ -42,6 +54,9 @@ class OptimizerSettings:
     beta2: float = 0.999
     eps: float = 1e-8
     decay_all: bool = True
+    lr_rule: str = "none"
+    lr_reference_parameters: float | None = None
+    lr_exponent: float = -0.25
 
     def __post_init__(self) -> None:
         if self.name != "adamw":
@@ -50,11 +65,31 @@ class OptimizerSettings:
             )
         if self.lr <= 0 or self.weight_decay < 0:
             raise UserError("optimizer.lr must be above 0 and optimizer.weight_decay not negative.")
+        if self.lr_rule not in LR_RULES:
+            raise UserError(
+                f"optimizer.lr_rule={self.lr_rule!r} is unknown."
+                + did_you_mean(self.lr_rule, LR_RULES)
+            )
+        if self.lr_rule == "power" and not (self.lr_reference_parameters or 0) > 0:
+            raise UserError(
+                "optimizer.lr_rule=power needs optimizer.lr_reference_parameters: the "
+                "parameters of the network that optimizer.lr was tuned on."
+            )
+        if not -1 <= self.lr_exponent <= 0:
+            raise UserError(f"optimizer.lr_exponent={self.lr_exponent} is not between -1 and 0.")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "OptimizerSettings":
         """Return the settings of a config's `optimizer` section."""
         return parse_settings(cls, config, "optimizer")
+
+    def for_network(self, parameters: int) -> "OptimizerSettings":
+        """Return the settings with the learning rate of a network of that many parameters."""
+        if self.lr_rule == "none":
+            return self
+        assert self.lr_reference_parameters is not None
+        factor = (parameters / self.lr_reference_parameters) ** self.lr_exponent
+        return replace(self, lr=self.lr * factor, lr_rule="none")
 
     def create(self, model: nn.Module, fused: bool) -> torch.optim.AdamW:
         """Return the optimizer over the trainable parameters."""
@@ -117,7 +152,7 @@ class PretrainModule(L.LightningModule):
         self.model = model
         self.loss = loss
         self.transform = transform
-        self.optimizer_settings = optimizer
+        self.optimizer_settings = optimizer.for_network(count_parameters(model).total)
         self.schedule = schedule
         self.num_samples = num_samples
         self.total_samples = total_samples

@@ -14,9 +14,11 @@ from ecgfounder_train.core.fingerprints import fingerprint
 from ecgfounder_train.core.ranks import is_rank_zero
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.loader.datamodule import ShardDataModule
+from ecgfounder_train.loader.patients import IntArray, patient_rows
 from ecgfounder_train.loader.transforms import Augmentation, BatchTransform
 from ecgfounder_train.models import create_model
 from ecgfounder_train.models.checkpoint import load_checkpoint, newest_whole
+from ecgfounder_train.models.families import resolve_model
 from ecgfounder_train.records import SignalProfile
 from ecgfounder_train.shards import ShardSet
 from ecgfounder_train.training.ema import WeightAverage
@@ -97,6 +99,7 @@ def fit(
         validate_every_samples=patience.every_samples,
         total_samples=module.total_samples,
         checksum=data.checksum,
+        train_rows=_patient_rows(shards, data),
     )
     with ExitStack() as stack:
         if is_rank_zero():
@@ -154,7 +157,8 @@ def create_module(
         Augmentation.from_config(config["augmentation"]),
         config["seed"],
     )
-    model_config = dict(config["model"])
+    # Stored with the run as solved: consumers know nothing of families.
+    model_config = resolve_model(config["model"], transform.num_leads, len(manifest.labels))
     spec = {
         "model": model_config,
         "num_leads": transform.num_leads,
@@ -165,9 +169,10 @@ def create_module(
     }
     name = str(model_config.pop("name"))
     model = create_model(name, transform.num_leads, len(manifest.labels), **model_config)
-    loss = create_split_loss(config["loss"], shards)
+    rows = _patient_rows(shards, data)
+    loss = create_split_loss(config["loss"], shards, rows)
     half_life = EmaSettings.from_config(config["ema"]).half_life_samples
-    num_samples = len(shards.rows("train"))
+    num_samples = len(shards.rows("train") if rows is None else rows)
     facts = RunFacts(
         spec={**spec, "model": {"name": name, **model_config}},
         config={key: value for key, value in config.items() if key not in KEYS_WITH_PATHS},
@@ -177,6 +182,7 @@ def create_module(
             "split": manifest.fingerprints["split"],
             "data": manifest.fingerprint,
             "model": fingerprint([name, model_config, transform.num_leads]),
+            **_patients_fingerprint(data),
         },
         versions=versions(),
         hardware=hardware(settings),
@@ -196,6 +202,19 @@ def create_module(
         monitored=_monitored(manifest.vocabulary, config["budget"]["validate_group"]),
     )
     return module, facts
+
+
+def _patient_rows(shards: ShardSet, data: DataSettings) -> IntArray | None:
+    if data.patient_fraction == 1.0:
+        return None
+    return patient_rows(shards, data.patient_fraction, data.patient_seed)
+
+
+def _patients_fingerprint(data: DataSettings) -> dict[str, str]:
+    """Return what tells a share of the patients from another; nothing where all are taken."""
+    if data.patient_fraction == 1.0:
+        return {}
+    return {"patients": fingerprint([data.patient_fraction, data.patient_seed])}
 
 
 def _monitored(vocabulary: Mapping[str, Any], group: str | None) -> list[int]:

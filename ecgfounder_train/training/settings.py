@@ -113,14 +113,24 @@ class DataSettings:
             save memory by accumulating gradients and change no result but rounding.
         checksum: Check every sample read against the index.
         lead_choice: Which leads the network sees; see `loader.transforms`.
+        patient_fraction: Share of the training patients; see `loader.patients`.
+        patient_seed: Another seed draws another share.
     """
 
     global_batch_size: int = 1024
     batch_size_per_rank: int | None = None
     checksum: bool = True
     lead_choice: str = "all"
+    patient_fraction: float = 1.0
+    patient_seed: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 < self.patient_fraction <= 1:
+            raise UserError(
+                f"data.patient_fraction={self.patient_fraction} is not above 0 and at most 1."
+            )
+        if not 0 <= self.patient_seed < 2**63:
+            raise UserError(f"data.patient_seed={self.patient_seed} is not between 0 and 2^63 - 1.")
         if self.global_batch_size < 1 or (self.batch_size_per_rank or 1) < 1:
             raise UserError("data.global_batch_size and batch_size_per_rank must be at least 1.")
 

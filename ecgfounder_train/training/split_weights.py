@@ -16,8 +16,15 @@ LARGEST_POS_WEIGHT = 100.0
 _ROWS_AT_ONCE = 1 << 16
 
 
-def create_split_loss(config: Mapping[str, Any], shards: ShardSet) -> nn.Module:
+def create_split_loss(
+    config: Mapping[str, Any], shards: ShardSet, rows: npt.NDArray[np.int64] | None = None
+) -> nn.Module:
     """Return the loss of a config's `loss` section; `pos_weight=split` is filled in from the data.
+
+    Args:
+        config: The section.
+        shards: The shard set.
+        rows: Index rows that are trained on; None for the whole training split.
 
     Raises:
         UserError: An unknown name, key or value.
@@ -30,7 +37,7 @@ def create_split_loss(config: Mapping[str, Any], shards: ShardSet) -> nn.Module:
             raise UserError(
                 f"loss.pos_weight={weight!r} is none of: a number, a list of numbers, split, null."
             )
-        settings["pos_weight"] = split_pos_weight(shards).tolist()
+        settings["pos_weight"] = split_pos_weight(shards, rows).tolist()
     elif isinstance(weight, list | tuple) and len(weight) != len(shards.manifest.labels):
         raise UserError(
             f"loss.pos_weight has {len(weight)} numbers for {len(shards.manifest.labels)} labels."
@@ -38,8 +45,10 @@ def create_split_loss(config: Mapping[str, Any], shards: ShardSet) -> nn.Module:
     return create_loss(name, **settings)
 
 
-def split_pos_weight(shards: ShardSet) -> npt.NDArray[np.float64]:
-    """Return the observed negatives per positive of each label in the training split.
+def split_pos_weight(
+    shards: ShardSet, rows: npt.NDArray[np.int64] | None = None
+) -> npt.NDArray[np.float64]:
+    """Return the observed negatives per positive of each label in the training split, or in `rows`.
 
     At most `LARGEST_POS_WEIGHT`; 1 where a label has no positive or no negative, so that nothing
     is learned from a weight that means nothing.
@@ -49,7 +58,7 @@ def split_pos_weight(shards: ShardSet) -> npt.NDArray[np.float64]:
     num_labels = len(shards.manifest.labels)
     positives = np.zeros(num_labels, np.int64)
     observed = np.zeros(num_labels, np.int64)
-    rows = shards.rows("train")
+    rows = shards.rows("train") if rows is None else rows
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         entries = shards.index[rows[start : start + _ROWS_AT_ONCE]]
         seen = np.unpackbits(entries["observed"], axis=1, count=num_labels)

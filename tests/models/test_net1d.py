@@ -267,7 +267,8 @@ def test_flops_agree_with_torchs_counter() -> None:
 
 
 def test_every_size_has_a_config_file_that_builds_it() -> None:
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(model_names())
+    # net1d_family is solved for; see test_families.
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*model_names(), "net1d_family"}
     for name in model_names():
         settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
         assert settings["name"] == name
