@@ -1,13 +1,15 @@
 """Batches from a position on: what a rank trains on, and what it evaluates.
 
-Both iterables know their length, own no worker processes and read one batch ahead in a thread (the
-reads release the interpreter lock). They hold no state: to start elsewhere, make another one.
+Both iterables know their length, own no worker processes and read ahead in threads (the reads and
+their checksums release the interpreter lock). They hold no state: to start elsewhere, make another
+one.
 """
 
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,16 @@ import numpy.typing as npt
 import torch
 
 from ecgfounder_train.labels import unpack
-from ecgfounder_train.loader.epoch_plan import PADDING, EpochPlan, Position, rank_slots
+from ecgfounder_train.loader.buffers import BufferPool
+from ecgfounder_train.loader.epoch_plan import (
+    PADDING,
+    EpochPlan,
+    Position,
+    num_steps,
+    rank_slots,
+)
 from ecgfounder_train.loader.reader import SampleReader
+from ecgfounder_train.loader.rows import Rows
 
 IntArray = npt.NDArray[np.int64]
 Batch = dict[str, Any]
@@ -40,15 +50,32 @@ class RankShape:
         return self.batch_size_per_rank * self.world_size * self.accumulate
 
 
+@dataclass(frozen=True)
+class ReadAhead:
+    """How batches are prepared while others are used.
+
+    Args:
+        num_workers: Threads; 0 reads when asked.
+        depth: Batches each thread holds ready.
+        pin_memory: Read into page-locked memory.
+    """
+
+    num_workers: int = 1
+    depth: int = 2
+    pin_memory: bool = False
+
+
 class TrainingBatches:
     """Micro-batches of one rank from a position on, until a number of samples has been seen.
 
     The last global batch of an epoch is filled up with masked rows, so every sample of an epoch
-    comes exactly once and every rank takes the same number of steps.
+    comes exactly once and every rank takes the same number of steps; a plan with `drop_last_of`
+    has no such batch. A quarantined sample keeps its slot, with nothing observed.
 
     Each batch carries `loss_denominator`: the observed labels of its whole *global* batch, divided
     by ranks and micro-batches. A sum over the rank's elements divided by it, averaged over ranks
-    and micro-batches, is the mean over the global batch, however that is divided.
+    and micro-batches, is the mean over the global batch, however that is divided. It comes from the
+    index, so it is the same on every rank also when one of them meets a damaged sample.
 
     Args:
         reader: Where samples come from.
@@ -57,94 +84,156 @@ class TrainingBatches:
         shape: How a global batch is divided over ranks and micro-batches.
         start: Where to begin.
         until_samples: Stop with the first global batch that reaches this many samples seen.
+        read_ahead: How batches are prepared.
+        on_slot: Told the epoch and slot of each global batch before it is read.
     """
 
     def __init__(
         self,
         reader: SampleReader,
-        rows: IntArray,
+        rows: Rows,
         plan: EpochPlan,
         shape: RankShape,
         start: Position,
         until_samples: int,
+        read_ahead: ReadAhead | None = None,
+        on_slot: Callable[[int, int], None] | None = None,
     ) -> None:
         self.reader = reader
         self.rows = rows
         self.plan = plan
         self.shape = shape
-        self.positions = list(_positions(start, until_samples, plan.num_samples, shape))
+        self.start = start
+        self.read_ahead = read_ahead or ReadAhead()
+        self.on_slot = on_slot
+        self.num_steps = num_steps(start, until_samples, plan.num_slots, shape.global_batch_size)
 
     def __len__(self) -> int:
-        return len(self.positions) * self.shape.accumulate
+        return self.num_steps * self.shape.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
-        return _read_ahead(self._batches)
+        pool = _pool(self.reader, self.shape, self.read_ahead)
+        return _read_ahead(
+            lambda tasks, worker: self._batches(tasks, self._reader(worker), pool),
+            self._tasks,
+            self.read_ahead,
+        )
 
-    def _batches(self) -> Iterator[Batch]:
-        shape = self.shape
-        for position in self.positions:
-            everyone = np.arange(
-                position.slots, position.slots + shape.global_batch_size, dtype=np.int64
+    def _reader(self, worker: int) -> SampleReader:
+        return self.reader.clone() if worker else self.reader
+
+    def _tasks(self) -> Iterator[tuple[Position, int]]:
+        position = self.start
+        for _ in range(self.num_steps):
+            for micro in range(self.shape.accumulate):
+                yield position, micro
+            position = position.advanced(self.shape.global_batch_size, self.plan.num_slots)
+
+    def _batches(
+        self, tasks: Iterator[tuple[Position, int]], reader: SampleReader, pool: BufferPool
+    ) -> Iterator[Batch]:
+        shape, known = self.shape, None
+        for position, micro in tasks:
+            first = position.slots
+            if position != known:
+                known = position
+                if self.on_slot:
+                    self.on_slot(position.epoch, first)
+                rows = self._index_rows(position.epoch, first + np.arange(shape.global_batch_size))
+                entries = reader.index.take(np.maximum(rows, 0))
+                # Packed bits behind the last label are zero, so bits count labels.
+                bits = np.bitwise_count(entries["observed"]).sum(axis=1, dtype=np.int64)
+                observed = float(bits[rows != PADDING].sum())
+                denominator = max(observed, 1.0) / (shape.world_size * shape.accumulate)
+            slots = rank_slots(
+                first, shape.rank, shape.world_size, shape.batch_size_per_rank, micro
             )
-            observed = self._index_rows(position.epoch, everyone)
-            _, mask = _labels(self.reader, observed)
-            denominator = max(float(mask.sum()), 1.0) / (shape.world_size * shape.accumulate)
-            for micro in range(shape.accumulate):
-                slots = rank_slots(
-                    position.slots, shape.rank, shape.world_size, shape.batch_size_per_rank, micro
-                )
-                batch = _batch(self.reader, self._index_rows(position.epoch, slots))
-                batch["slots"] = slots
-                batch["epoch"] = position.epoch
-                batch["loss_denominator"] = denominator
-                yield batch
+            batch = _batch(reader, pool, rows[slots - first], entries[slots - first])
+            batch["slots"] = slots
+            batch["epoch"] = position.epoch
+            batch["loss_denominator"] = denominator
+            yield batch
 
     def _index_rows(self, epoch: int, slots: IntArray) -> IntArray:
         samples = self.plan.samples_at(epoch, slots)
-        return np.where(samples == PADDING, PADDING, self.rows[samples])
-
-
-def _positions(
-    start: Position, until_samples: int, num_samples: int, shape: RankShape
-) -> Iterator[Position]:
-    position = start
-    while position.samples_seen(num_samples) < until_samples:
-        yield position
-        position = position.advanced(shape.global_batch_size, num_samples)
+        real = samples != PADDING
+        rows = np.full(len(slots), PADDING, np.int64)
+        rows[real] = self.rows[samples[real]]
+        return rows
 
 
 class EvaluationBatches:
     """All samples of a split once, in index order, the same number of batches on every rank.
 
     Rows behind the last sample are padding: `present` is False there and no label is observed.
+
+    Args:
+        reader: Where samples come from.
+        rows: Index rows of the split.
+        shape: How many samples a rank holds, and how many ranks there are.
+        read_ahead: How batches are prepared.
+        on_slot: Told the first sample of each batch over all ranks before it is read.
     """
 
-    def __init__(self, reader: SampleReader, rows: IntArray, shape: RankShape) -> None:
+    def __init__(
+        self,
+        reader: SampleReader,
+        rows: Rows,
+        shape: RankShape,
+        read_ahead: ReadAhead | None = None,
+        on_slot: Callable[[int], None] | None = None,
+    ) -> None:
         self.reader = reader
         self.rows = rows
         self.shape = shape
+        self.read_ahead = read_ahead or ReadAhead()
+        self.on_slot = on_slot
 
     def __len__(self) -> int:
         return -(-len(self.rows) // (self.shape.batch_size_per_rank * self.shape.world_size))
 
     def __iter__(self) -> Iterator[Batch]:
-        return _read_ahead(self._batches)
+        pool = _pool(self.reader, self.shape, self.read_ahead)
+        return _read_ahead(
+            lambda tasks, worker: self._batches(
+                tasks, self.reader.clone() if worker else self.reader, pool
+            ),
+            lambda: iter(range(len(self))),
+            self.read_ahead,
+        )
 
-    def _batches(self) -> Iterator[Batch]:
-        shape = self.shape
-        padded = np.full(len(self) * shape.batch_size_per_rank * shape.world_size, PADDING)
-        padded[: len(self.rows)] = self.rows
-        for part in padded.reshape(len(self), shape.world_size, shape.batch_size_per_rank):
-            yield _batch(self.reader, part[shape.rank])
+    def _batches(
+        self, numbers: Iterator[int], reader: SampleReader, pool: BufferPool
+    ) -> Iterator[Batch]:
+        size = self.shape.batch_size_per_rank
+        for number in numbers:
+            first = number * self.shape.world_size * size
+            if self.on_slot:
+                self.on_slot(first)
+            samples = first + self.shape.rank * size + np.arange(size)
+            real = samples < len(self.rows)
+            rows = np.full(size, PADDING, np.int64)
+            rows[real] = self.rows[samples[real]]
+            yield _batch(reader, pool, rows, reader.index.take(np.maximum(rows, 0)))
 
 
-def _batch(reader: SampleReader, rows: IntArray) -> Batch:
-    samples = reader.read(rows)
+def _pool(reader: SampleReader, shape: RankShape, read_ahead: ReadAhead) -> BufferPool:
+    layout = reader.shards.layout
+    return BufferPool(
+        (shape.batch_size_per_rank, layout.num_leads, layout.num_samples), read_ahead.pin_memory
+    )
+
+
+def _batch(
+    reader: SampleReader, pool: BufferPool, rows: IntArray, entries: npt.NDArray[np.void]
+) -> Batch:
+    ecg = pool.take()
+    samples = reader.read_into(ecg.numpy(), rows, entries)
     present = rows != PADDING
-    entries = reader.shards.index[np.where(present, rows, 0)]
-    targets, observed = _labels(reader, rows)
+    present[samples.bad] = False
+    targets, observed = labels_of(entries, present, reader.shards.layout.num_labels)
     return {
-        "ecg": torch.from_numpy(samples.ecg),
+        "ecg": ecg,
         "stats": torch.from_numpy(samples.stats),
         "valid_start": torch.from_numpy(entries["valid_start"].astype(np.int64) * present),
         "valid_num_samples": torch.from_numpy(
@@ -157,15 +246,13 @@ def _batch(reader: SampleReader, rows: IntArray) -> Batch:
     }
 
 
-def _labels(
-    reader: SampleReader, rows: IntArray
+def labels_of(
+    entries: npt.NDArray[np.void], present: npt.NDArray[np.bool_], num_labels: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Return values and observed, (n, num_labels) uint8, all zero in padding rows."""
-    present = (rows != PADDING)[:, None]
-    entries = reader.shards.index[np.maximum(rows, 0)]
-    num_labels = reader.shards.layout.num_labels
-    values = unpack(entries["labels"], num_labels) * present
-    return values.astype(np.uint8), (unpack(entries["observed"], num_labels) * present).astype(
+    """Return values and observed, (n, num_labels) uint8, all zero in rows that are not present."""
+    there = present[:, None]
+    values = unpack(entries["labels"], num_labels) * there
+    return values.astype(np.uint8), (unpack(entries["observed"], num_labels) * there).astype(
         np.uint8
     )
 
@@ -173,12 +260,27 @@ def _labels(
 _END = object()
 
 
-def _read_ahead(make: Callable[[], Iterator[Batch]], depth: int = 2) -> Iterator[Batch]:
-    """Yield from `make()` while a thread prepares up to `depth` batches ahead."""
-    ready: queue.Queue[Any] = queue.Queue(depth)
-    stopped = threading.Event()
+def _read_ahead(
+    make: Callable[[Iterator[Any], int], Iterator[Batch]],
+    tasks: Callable[[], Iterator[Any]],
+    settings: ReadAhead,
+) -> Iterator[Batch]:
+    """Yield the batches of `tasks()` in order, prepared by threads that take turns.
 
-    def put(item: object) -> bool:
+    Args:
+        make: Turns a worker's share of the tasks into batches.
+        tasks: All tasks from the first on; worker w of n takes w, w + n, w + 2n ...
+        settings: How many workers, and how far ahead.
+    """
+    if settings.num_workers == 0:
+        yield from make(tasks(), 0)
+        return
+    stopped = threading.Event()
+    queues: list[queue.Queue[Any]] = [
+        queue.Queue(settings.depth) for _ in range(settings.num_workers)
+    ]
+
+    def put(ready: queue.Queue[Any], item: object) -> bool:
         while not stopped.is_set():
             try:
                 ready.put(item, timeout=0.1)
@@ -187,22 +289,35 @@ def _read_ahead(make: Callable[[], Iterator[Batch]], depth: int = 2) -> Iterator
             return True
         return False
 
-    def work() -> None:
+    def work(worker: int) -> None:
+        ready = queues[worker]
         try:
-            for batch in make():
-                if not put(batch):
+            for batch in make(islice(tasks(), worker, None, settings.num_workers), worker):
+                if not put(ready, batch):
                     return
-            put(_END)
+            put(ready, _END)
         except BaseException as error:
-            put(error)
+            put(ready, error)
 
-    thread = threading.Thread(target=work, name="read-ahead", daemon=True)
-    thread.start()
+    # Daemons: a process that ends on an error must not wait for a read that hangs.
+    threads = [
+        threading.Thread(target=work, args=(worker,), name=f"read-ahead-{worker}", daemon=True)
+        for worker in range(settings.num_workers)
+    ]
+    for thread in threads:
+        thread.start()
+    turn = 0
     try:
-        while (item := ready.get()) is not _END:
+        while (item := queues[turn].get()) is not _END:
             if isinstance(item, BaseException):
                 raise item
-            yield item
+            # Not held here while it is used: its memory is to come back as soon as possible.
+            passed = [item]
+            del item
+            yield passed.pop()
+            turn = (turn + 1) % settings.num_workers
     finally:
         stopped.set()
-        thread.join()
+        for thread in threads:
+            # A read that hangs (a dead file server) must not keep an error from being told.
+            thread.join(timeout=5.0)

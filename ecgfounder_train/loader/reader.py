@@ -2,17 +2,61 @@
 
 import os
 import resource
+import sys
 import weakref
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from ecgfounder_train.core.errors import UserError
-from ecgfounder_train.shards import ShardSet, signal_checksum
+from ecgfounder_train.loader.rows import IndexRows
+from ecgfounder_train.shards import ShardSet
 
 IntArray = npt.NDArray[np.int64]
+ON_BAD_SAMPLE = ("stop", "quarantine")
+
+
+class BadSampleError(UserError):
+    """A sample that cannot be read or is not what the index says."""
+
+
+class ShardFiles(Protocol):
+    """Where the reader gets its files from."""
+
+    def open(self, shard: int) -> int:
+        """Return a new descriptor of a shard, which the caller closes.
+
+        Raises:
+            BadSampleError: The shard cannot be had.
+        """
+
+    def is_wanted(self, shard: int) -> bool:
+        """Tell whether a descriptor should be kept for further reads."""
+
+
+class LocalFiles:
+    """The shards where they lie."""
+
+    def __init__(self, shards: ShardSet) -> None:
+        self.shards = shards
+
+    def open(self, shard: int) -> int:
+        """Return a new descriptor of a shard."""
+        path = self.shards.shard_path(shard)
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise BadSampleError(
+                f"Cannot open shard {path}: {error.strerror}. Run scripts/verify.py "
+                f"shards={self.shards.folder}, then prepare again to rebuild what is missing."
+            ) from error
+
+    def is_wanted(self, shard: int) -> bool:
+        """Keep every file open."""
+        return True
 
 
 @dataclass(frozen=True)
@@ -22,10 +66,12 @@ class SampleArrays:
     Shape:
         ecg: (n, num_leads, num_samples) int16, microvolt.
         stats: (n, num_leads, 2) float32, mean and standard deviation in mV.
+        bad: Places of quarantined samples, whose rows are zero.
     """
 
     ecg: npt.NDArray[np.int16]
     stats: npt.NDArray[np.float32]
+    bad: list[int] = field(default_factory=list)
 
 
 class SampleReader:
@@ -33,24 +79,41 @@ class SampleReader:
 
     One `preadv` per sample fills the signal, skips the tar header between, and fills the
     statistics. Files stay open, as many as the process may hold; a reader may be used by one thread
-    at a time and closes its files when it is dropped.
+    at a time (others take a `clone`) and closes its files when it is dropped.
 
     Args:
         shards: The opened shard set.
         checksum: Compare each sample with the xxh3 its index row holds (about 15 % of the reading
             rate; without it only a short read is noticed).
+        on_bad_sample: `stop` raises; `quarantine` leaves the row empty and says so.
+        files: Where shards are opened; None: in the set's own folder.
     """
 
-    def __init__(self, shards: ShardSet, checksum: bool = True) -> None:
+    def __init__(
+        self,
+        shards: ShardSet,
+        checksum: bool = True,
+        on_bad_sample: str = "stop",
+        files: ShardFiles | None = None,
+    ) -> None:
+        assert on_bad_sample in ON_BAD_SAMPLE
         self.shards = shards
         self.checksum = checksum
+        self.on_bad_sample = on_bad_sample
+        self.files = files or LocalFiles(shards)
+        self.index = IndexRows(shards.index)
         self._descriptors: dict[int, int] = {}
         self._most_open = _most_open_files(len(shards.manifest.shards))
+        self._warned: set[int] = set()
         weakref.finalize(self, _close, self._descriptors)
         layout = shards.layout
         self._gap = bytearray(layout.gap_bytes)
         self._start = layout.ecg.offset
         self._span = layout.stats.offset + layout.stats.num_bytes - self._start
+
+    def clone(self) -> "SampleReader":
+        """Return another reader of the same samples, with files of its own."""
+        return type(self)(self.shards, self.checksum, self.on_bad_sample, self.files)
 
     def read(self, rows: IntArray) -> SampleArrays:
         """Return the samples in these index rows; a row below 0 stays zero (padding).
@@ -59,42 +122,77 @@ class SampleReader:
             UserError: A shard is missing, cut short, or a sample's checksum does not match.
         """
         layout = self.shards.layout
-        ecg = np.zeros((len(rows), layout.num_leads, layout.num_samples), np.int16)
-        stats = np.zeros((len(rows), layout.num_leads, 2), np.float32)
-        real = np.flatnonzero(rows >= 0)
-        entries = self.shards.index[rows[real]]
+        ecg = np.empty((len(rows), layout.num_leads, layout.num_samples), np.int16)
+        return self.read_into(ecg, rows, self.index.take(np.maximum(rows, 0)))
+
+    def read_into(
+        self, ecg: npt.NDArray[np.int16], rows: IntArray, entries: npt.NDArray[np.void]
+    ) -> SampleArrays:
+        """Fill `ecg` with the samples in these index rows, and return it with their statistics.
+
+        Args:
+            ecg: C-contiguous, one row per index row; what it held is overwritten.
+            rows: Index rows, below 0 for padding.
+            entries: The index at these rows (anything at padding).
+
+        Raises:
+            BadSampleError: As `read`, if bad samples are to stop.
+        """
+        stats = np.zeros((len(rows), self.shards.layout.num_leads, 2), np.float32)
+        bad: list[int] = []
         # In file order: neighbours in a batch that share a shard cost the file system less.
-        for place in np.lexsort((entries["offset"], entries["shard"])):
-            self._read_one(entries[place], ecg[real[place]], stats[real[place]])
-        return SampleArrays(ecg, stats)
+        order = np.lexsort((entries["offset"], entries["shard"]))
+        # Plain lists: a field of a structured row costs more than the read of a short sample.
+        shards, offsets = entries["shard"].tolist(), entries["offset"].tolist()
+        sums, real = entries["xxh3"].tolist(), (rows >= 0).tolist()
+        for place in order.tolist():
+            signal = ecg[place]
+            if not real[place]:
+                signal[:] = 0
+                continue
+            try:
+                self._read_one(shards[place], offsets[place], sums[place], signal, stats[place])
+            except BadSampleError as error:
+                if self.on_bad_sample == "stop":
+                    raise
+                signal[:] = 0
+                stats[place] = 0
+                bad.append(place)
+                self._warn(shards[place], error)
+        for shard in [shard for shard in self._descriptors if not self.files.is_wanted(shard)]:
+            os.close(self._descriptors.pop(shard))
+        return SampleArrays(ecg, stats, bad)
 
     def _read_one(
-        self, entry: Any, ecg: npt.NDArray[np.int16], stats: npt.NDArray[np.float32]
+        self,
+        shard: int,
+        offset: int,
+        xxh3: int,
+        ecg: npt.NDArray[np.int16],
+        stats: npt.NDArray[np.float32],
     ) -> None:
-        shard, offset = int(entry["shard"]), int(entry["offset"])
-        descriptor = self._descriptor(shard)
+        descriptor = self._descriptors.get(shard)
+        if descriptor is None:
+            descriptor = self._open(shard)
+        signal, moments = ecg.data, stats.data
         try:
-            got = os.preadv(descriptor, [ecg.data, self._gap, stats.data], offset + self._start)
+            got = os.preadv(descriptor, [signal, self._gap, moments], offset + self._start)
         except OSError as error:
             reason = f"cannot be read: {error.strerror}"
-            raise UserError(self._damaged(shard, offset, reason)) from error
+            raise BadSampleError(self._damaged(shard, offset, reason)) from error
         if got != self._span:
-            raise UserError(self._damaged(shard, offset, "ends too early"))
-        if self.checksum and signal_checksum(ecg, stats) != int(entry["xxh3"]):
-            raise UserError(self._damaged(shard, offset, "does not match its checksum"))
+            raise BadSampleError(self._damaged(shard, offset, "ends too early"))
+        if self.checksum:
+            # As `shards.signal_checksum` does, without its checks of what is known here.
+            digest = xxhash.xxh3_64(signal)
+            digest.update(moments)
+            if digest.intdigest() != xxh3:
+                raise BadSampleError(self._damaged(shard, offset, "does not match its checksum"))
 
-    def _descriptor(self, shard: int) -> int:
-        if shard not in self._descriptors:
-            path = self.shards.shard_path(shard)
-            while len(self._descriptors) >= self._most_open:
-                os.close(self._descriptors.pop(next(iter(self._descriptors))))
-            try:
-                self._descriptors[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                raise UserError(
-                    f"Cannot open shard {path}: {error.strerror}. Run scripts/verify.py "
-                    f"shards={self.shards.folder}, then prepare again to rebuild what is missing."
-                ) from error
+    def _open(self, shard: int) -> int:
+        while len(self._descriptors) >= self._most_open:
+            os.close(self._descriptors.pop(next(iter(self._descriptors))))
+        self._descriptors[shard] = self.files.open(shard)
         return self._descriptors[shard]
 
     def _damaged(self, shard: int, offset: int, what: str) -> str:
@@ -103,6 +201,16 @@ class SampleReader:
             f"Run scripts/verify.py shards={self.shards.folder}; delete the shard it names and run "
             "the prepare command again to rebuild it."
         )
+
+    def _warn(self, shard: int, error: BadSampleError) -> None:
+        if shard not in self._warned:
+            self._warned.add(shard)
+            print(
+                f"warning: quarantined a sample (further ones of its shard are only counted): "
+                f"{error}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def close(self) -> None:
         """Close the shard files."""

@@ -1,7 +1,10 @@
 """Batches of one rank: which rows, which labels, which denominator."""
 
+import shutil
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +12,9 @@ import torch
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.loader import EpochPlan, EvaluationBatches, Position, SampleReader
-from ecgfounder_train.loader.batches import RankShape, TrainingBatches
+from ecgfounder_train.loader.batches import RankShape, ReadAhead, TrainingBatches
+from ecgfounder_train.loader.buffers import BufferPool
+from ecgfounder_train.loader.rows import IndexRows, SplitRows
 from ecgfounder_train.loader.transforms import BatchTransform
 from ecgfounder_train.losses import create_loss
 from ecgfounder_train.records import LoadNormalisation
@@ -48,6 +53,136 @@ def test_ranks_together_read_the_training_split_once(
         seen += [int(row) for row in np.concatenate(rows) if row >= 0]
     assert sorted(seen) == tiny_shards.rows("train").tolist()
     assert len(lengths) == 1
+
+
+@pytest.mark.parametrize("num_workers", range(9))
+def test_batches_are_the_same_with_any_number_of_workers(
+    tiny_shards: ShardSet, plan: EpochPlan, num_workers: int
+) -> None:
+    rows, shape = SplitRows.of(tiny_shards, "train"), RankShape(3, 2, 1, 2)
+    expected = list(batches(tiny_shards, plan, shape, 2 * plan.num_samples))
+    one = TrainingBatches(
+        SampleReader(tiny_shards),
+        rows,
+        plan,
+        shape,
+        Position(),
+        2 * plan.num_samples,
+        ReadAhead(num_workers),
+    )
+    read = list(one)
+    assert len(read) == len(one) == len(expected) == 2 * 2 * -(-plan.num_samples // 12)
+    for a, b in zip(read, expected, strict=True):
+        assert (a["slots"] == b["slots"]).all() and a["epoch"] == b["epoch"]
+        assert a["loss_denominator"] == b["loss_denominator"]
+        for key in ("rows", "ecg", "stats", "targets", "observed", "present"):
+            assert torch.equal(a[key], b[key])
+    evaluated = EvaluationBatches(
+        SampleReader(tiny_shards), rows, RankShape(5), ReadAhead(num_workers)
+    )
+    seen = [row for batch in evaluated for row in batch["rows"][batch["present"]].tolist()]
+    assert seen == tiny_shards.rows("train").tolist()
+
+
+def test_memory_is_used_again_and_never_while_a_batch_is_held(
+    tiny_shards: ShardSet, plan: EpochPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pools = []
+    original = BufferPool.__init__
+
+    def noted(pool: BufferPool, *args: object) -> None:
+        original(pool, *args)  # type: ignore[arg-type]
+        pools.append(pool)
+
+    monkeypatch.setattr(BufferPool, "__init__", noted)
+    first = None
+    for batch in batches(tiny_shards, plan, RankShape(2), 20 * plan.num_samples):
+        if first is None:
+            first = batch["ecg"][0]  # a view keeps the whole buffer
+            expected = first.clone()
+    assert torch.equal(first, expected)
+    # One held, two ready, one being read, one used, one put aside by the loop variable.
+    assert pools[0].num_buffers <= 6
+    held = list(batches(tiny_shards, plan, RankShape(2), plan.num_samples))
+    assert pools[1].num_buffers == len(held)
+
+
+def test_rows_of_a_split_are_found_without_listing_them(tiny_shards: ShardSet) -> None:
+    for split in ("train", "val", "test"):
+        rows, listed = SplitRows.of(tiny_shards, split), tiny_shards.rows(split)
+        assert len(rows) == len(listed)
+        assert (rows[np.arange(len(rows))] == listed).all()
+    assert len(SplitRows([])) == 0
+
+
+def test_index_reads_the_same_after_its_pages_were_given_back(tiny_shards: ShardSet) -> None:
+    index, draw = IndexRows(tiny_shards.index), np.random.default_rng(0)
+    for _ in range(30):
+        rows = draw.integers(0, len(tiny_shards), 500)
+        assert index.take(rows).tobytes() == tiny_shards.index[rows].tobytes()
+
+
+def test_start_deep_in_an_epoch_computes_and_reads_no_more_than_one_at_its_beginning(
+    tiny_shards: ShardSet,
+) -> None:
+    # A plan of ten million samples, all read from the few there are.
+    size = 10_000_000
+
+    class Tiled:
+        def __len__(self) -> int:
+            return size
+
+        def __getitem__(self, samples: np.ndarray) -> np.ndarray:
+            return samples % len(tiny_shards)
+
+    class Counted(EpochPlan):
+        num_slots_computed = 0
+
+        def samples_at(self, epoch: int, slots: np.ndarray) -> np.ndarray:
+            Counted.num_slots_computed += len(slots)
+            return super().samples_at(epoch, slots)
+
+    def work_of_first_batch(start: Position) -> tuple[int, int]:
+        Counted.num_slots_computed = 0
+        reader = SampleReader(tiny_shards)
+        plan = Counted(size, 0, "large")
+        one = TrainingBatches(reader, Tiled(), plan, RankShape(8), start, size, ReadAhead(0))
+        next(iter(one))
+        return Counted.num_slots_computed, reader.index._touched
+
+    assert work_of_first_batch(Position(0, 9_000_000)) == work_of_first_batch(Position()) == (8, 8)
+
+
+def test_quarantined_sample_keeps_its_slot_and_weighs_nothing(
+    tiny_shards: ShardSet, plan: EpochPlan, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_shards.folder, tmp_path / "shards")
+    damaged = ShardSet.open(tmp_path / "shards")
+    gone = int(damaged.index[damaged.rows("train")[0]]["shard"])
+    damaged.shard_path(gone).unlink()
+
+    def read(shards: ShardSet, on_bad_sample: str) -> list[dict[str, Any]]:
+        reader = SampleReader(shards, on_bad_sample=on_bad_sample)
+        rows = SplitRows.of(shards, "train")
+        return list(TrainingBatches(reader, rows, plan, RankShape(8), Position(), plan.num_samples))
+
+    with pytest.raises(UserError, match="Cannot open shard"):
+        read(damaged, "stop")
+    lost = 0
+    for whole, part in zip(read(tiny_shards, "stop"), read(damaged, "quarantine"), strict=True):
+        assert torch.equal(whole["rows"], part["rows"])
+        assert whole["loss_denominator"] == part["loss_denominator"]
+        bad = whole["present"] & ~part["present"]
+        in_gone = (damaged.index["shard"][whole["rows"].clamp(min=0)] == gone) & (
+            whole["rows"].numpy() >= 0
+        )
+        assert bad.tolist() == in_gone.tolist()
+        assert not part["ecg"][bad].any() and not part["observed"][bad].any()
+        assert not part["stats"][bad].any() and not part["valid_num_samples"][bad].any()
+        assert torch.equal(whole["ecg"][~bad], part["ecg"][~bad])
+        assert torch.equal(whole["targets"][~bad], part["targets"][~bad])
+        lost += int(bad.sum())
+    assert lost == damaged.manifest.shards[gone].num_samples
 
 
 def test_batch_carries_labels_of_its_rows_and_masks_padding(
@@ -133,7 +268,7 @@ def test_error_of_the_reading_thread_reaches_the_training_loop(
     tiny_shards: ShardSet, plan: EpochPlan
 ) -> None:
     class Broken(SampleReader):
-        def read(self, rows):  # type: ignore[no-untyped-def]
+        def read_into(self, ecg, rows, entries):  # type: ignore[no-untyped-def]
             raise UserError("shard 3 is gone")
 
     shape = RankShape(8)
