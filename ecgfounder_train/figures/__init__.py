@@ -16,6 +16,11 @@ from ecgfounder_train.figures.curves import (
     roc_figure,
 )
 from ecgfounder_train.figures.ecg_strip import strip_figure
+from ecgfounder_train.figures.finetuning import (
+    EfficiencyCurve,
+    agreement_figure,
+    efficiency_figure,
+)
 from ecgfounder_train.figures.html import (
     Cell,
     Column,
@@ -32,14 +37,17 @@ __all__ = [
     "Cell",
     "Column",
     "Curve",
+    "EfficiencyCurve",
     "ForestSeries",
     "HtmlPage",
     "Undefined",
     "WithInterval",
     "WithNote",
+    "agreement_figure",
     "auroc_by_prevalence_figure",
     "calibration_figure",
     "confusion_figure",
+    "efficiency_figure",
     "figure_png",
     "figure_svg",
     "forest_figure",

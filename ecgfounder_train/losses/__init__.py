@@ -11,12 +11,14 @@ from ecgfounder_train.losses.multilabel import (
     PositiveUnlabelledHill,
     create_loss,
 )
+from ecgfounder_train.losses.regression import MaskedRegression
 
 __all__ = [
     "LOSSES",
     "Asymmetric",
     "BinaryCrossEntropy",
     "Focal",
+    "MaskedRegression",
     "PositiveUnlabelledHill",
     "create_loss",
 ]

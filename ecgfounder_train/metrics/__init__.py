@@ -41,6 +41,7 @@ from ecgfounder_train.metrics.ranking import (
     macro,
     ranking_metrics,
 )
+from ecgfounder_train.metrics.regression import RegressionEstimates, regression_intervals
 from ecgfounder_train.metrics.subgroups import (
     Subgroup,
     age_bands,
@@ -63,6 +64,7 @@ __all__ = [
     "OperatingPoints",
     "RankingIntervals",
     "RankingMetrics",
+    "RegressionEstimates",
     "RunScores",
     "Subgroup",
     "Thresholds",
@@ -89,6 +91,7 @@ __all__ = [
     "ranking_intervals",
     "ranking_metrics",
     "rate_names",
+    "regression_intervals",
     "sensitivity",
     "specificity",
     "subgroup_intervals",

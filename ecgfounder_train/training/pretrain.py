@@ -68,7 +68,7 @@ def fit(
     module: PretrainModule,
     facts: RunFacts,
     settings: TrainerSettings,
-    evaluate_with: str,
+    evaluate_with: str | None = None,
 ) -> int:
     """Train a module that was made from these settings, or go on; return the exit code.
 
@@ -79,7 +79,7 @@ def fit(
         module: The network and its loss.
         facts: What its checkpoints will say beside the weights.
         settings: Where and how training runs.
-        evaluate_with: Command that is named when the run is complete.
+        evaluate_with: Command that is named when the run is complete; None: nothing is to be done.
 
     Raises:
         UserError: Whatever the user can mend.
@@ -128,9 +128,10 @@ def fit(
             default_root_dir=str(run.path),
         )
         if _is_complete(run, module, str(config["resume"]), patience):
+            hint = f" Evaluate it with {evaluate_with}, or raise" if evaluate_with else " Raise"
             print(
-                f"Run {run.name} is complete. Evaluate it with {evaluate_with}, or raise "
-                "budget.max_epochs (or budget.patience) to train on."
+                f"Run {run.name} is complete.{hint} budget.max_epochs (or budget.patience) to "
+                "train on."
             )
             return 0
         try:
@@ -271,7 +272,7 @@ def _farewell(
     keeper: RunKeeper,
     module: PretrainModule,
     stop: StopRequest,
-    evaluate_with: str,
+    evaluate_with: str | None,
 ) -> int:
     if not is_rank_zero():
         return stop.exit_code if keeper.stopped_early else 0
@@ -287,8 +288,8 @@ def _farewell(
     value = "none" if best["value"] is None else f"{best['value']:.4f}"
     print(
         f"Run {run.name} is complete: {module.samples_seen:,} samples, best "
-        f"{keeper.settings.monitor} {value} at {best['samples_seen']:,} samples. "
-        f"Next: python {evaluate_with}",
+        f"{keeper.settings.monitor} {value} at {best['samples_seen']:,} samples."
+        + (f" Next: python {evaluate_with}" if evaluate_with else ""),
         flush=True,
     )
     return 0
