@@ -6,6 +6,23 @@ The sub-packages follow the way the data flows, and import only upstream::
 
 `core` and `figures` serve all of them. Nothing here imports hydra except `ecgfounder_train.app`,
 and only `training`, `loader.datamodule` and `finetuning` import lightning.
+
+For people who only use weights: ``ecgfounder_train.load_model(path).predict(records)``.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ecgfounder_train.inference import load_model as load_model
+
 __version__ = "0.1.0"
+__all__ = ["__version__", "load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazily: `import ecgfounder_train` must not cost torch's second.
+    if name == "load_model":
+        from ecgfounder_train.inference import load_model as found
+
+        return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

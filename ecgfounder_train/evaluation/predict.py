@@ -1,28 +1,20 @@
-"""Logits of a trained network: for a split of a shard set, or for anyone's WFDB records."""
+"""Logits of a trained network: for a split of a shard set, or for windows of records."""
 
-import glob
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import torch
 
-from ecgfounder_train.core.errors import RejectedRecordError, UserError
-from ecgfounder_train.core.progress import ProgressMeter, track
+from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.progress import ProgressMeter
 from ecgfounder_train.evaluation.predictions import Predictions
 from ecgfounder_train.evaluation.trained import TrainedModel
 from ecgfounder_train.loader import EvaluationBatches, SampleReader
 from ecgfounder_train.loader.batches import RankShape
-from ecgfounder_train.records import ProfiledRecord, read_record
+from ecgfounder_train.records import ProfiledRecord
 from ecgfounder_train.shards import SEXES, SPLITS, ShardSet
-
-POOLS = ("mean", "max")
-WFDB_SUFFIXES = (".hea", ".dat", ".mat")
 
 
 def predict_split(
@@ -108,127 +100,6 @@ def require_same_data(trained: TrainedModel, shards: ShardSet) -> None:
         )
 
 
-@dataclass(frozen=True)
-class RecordPredictions:
-    """Predictions of files: one row per readable file, and the rejected ones with their reason.
-
-    Shape:
-        logits: (len(records), num_labels) float32, pooled over the windows of a record.
-    """
-
-    records: list[str]
-    num_windows: list[int]
-    logits: npt.NDArray[np.float32]
-    labels: tuple[str, ...]
-    rejected: list[tuple[str, str, str]]
-
-    def in_words(self) -> str:
-        """Return how many records were found, predicted and rejected, by reason."""
-        reasons = Counter(reason for _, reason, _ in self.rejected)
-        listed = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-        found = len(self.records) + len(self.rejected)
-        return (
-            f"{found} records found = {len(self.records)} predicted + {len(self.rejected)} rejected"
-            + (f" ({listed})." if listed else ".")
-        )
-
-    def to_frame(self) -> pl.DataFrame:
-        """Return record, status, number of windows, reject reason, and a probability per label."""
-        with np.errstate(over="ignore"):
-            probability = 1 / (1 + np.exp(-self.logits))
-        schema = {
-            "record": pl.String,
-            "status": pl.String,
-            "detail": pl.String,
-            "num_windows": pl.Int64,
-        }
-        good = pl.DataFrame(
-            [(name, "ok", "", n) for name, n in zip(self.records, self.num_windows, strict=True)],
-            schema=schema,
-            orient="row",
-        ).hstack(pl.DataFrame(probability, schema=list(self.labels)))
-        bad = pl.DataFrame(
-            [(name, reason, detail, 0) for name, reason, detail in self.rejected],
-            schema=schema,
-            orient="row",
-        )
-        return pl.concat([good, bad], how="diagonal").sort("record")
-
-
-def find_records(pattern: str) -> list[Path]:
-    """Return the WFDB records a glob, a folder or a record's name means, without extension.
-
-    Raises:
-        UserError: There are none.
-    """
-    path = Path(pattern)
-    if path.is_dir():
-        found = {item.with_suffix("") for item in path.rglob("*.hea")}
-    elif any(mark in pattern for mark in "*?["):
-        # Path.glob takes no absolute pattern.
-        found = {Path(item) for item in glob.glob(pattern, recursive=True)}  # noqa: PTH207
-        # All files of a folder match `*`; a record is what has a header, or claims to be one.
-        found = {p.with_suffix("") for p in found if p.suffix in WFDB_SUFFIXES}
-    else:
-        record = path.with_suffix("") if path.suffix in WFDB_SUFFIXES else path
-        if not record.with_name(record.name + ".hea").is_file():
-            raise UserError(f"There is no WFDB record {pattern} (no .hea file).")
-        found = {record}
-    if not found:
-        raise UserError(
-            f"input={pattern!r} finds no WFDB record (*.hea). Quote a glob for the shell and for "
-            "Hydra: input='\"folder/**/*.hea\"'."
-        )
-    return sorted(found)
-
-
-def predict_records(
-    trained: TrainedModel,
-    paths: Sequence[Path],
-    device: torch.device,
-    batch_size: int,
-    pool: str = "mean",
-) -> RecordPredictions:
-    """Return the predictions for WFDB records; an unusable one is named, and the rest goes on.
-
-    Args:
-        trained: The model; its own signal profile is applied.
-        paths: Records, with or without extension.
-        device: Where the network runs.
-        batch_size: Windows per forward pass.
-        pool: How the logits of several windows of a record become one: `mean` or `max`.
-
-    Raises:
-        UserError: `pool` is unknown, or `batch_size` is no number of windows.
-    """
-    _check_batch_size(batch_size)
-    if pool not in POOLS:
-        raise UserError(f"pool={pool!r} is unknown. Valid: {', '.join(POOLS)}.")
-    rejected: list[tuple[str, str, str]] = []
-    records: list[str] = []
-    num_windows: list[int] = []
-
-    def profiled() -> Iterator[ProfiledRecord]:
-        for path in track(paths, "predicting", len(paths)):
-            try:
-                record = trained.profile.apply(read_record(path))
-            except RejectedRecordError as error:
-                rejected.append((str(path), error.reason.value, error.detail))
-                continue
-            records.append(str(path))
-            num_windows.append(len(record.windows))
-            yield record
-
-    every = predict_windows(trained, profiled(), device, batch_size)
-    pooled = np.zeros((len(records), len(trained.labels)), np.float32)
-    start = 0
-    for row, count in enumerate(num_windows):
-        part = every[start : start + count]
-        pooled[row] = part.mean(0) if pool == "mean" else part.max(0)
-        start += count
-    return RecordPredictions(records, num_windows, pooled, trained.labels, rejected)
-
-
 def predict_windows(
     trained: TrainedModel,
     records: Iterable[ProfiledRecord],
@@ -247,10 +118,10 @@ def predict_windows(
         while len(windows) >= max(least, 1):
             part = windows[:batch_size]
             del windows[:batch_size]
-            logits.append(_forward(trained, _collate(part), device, crops))
+            logits.append(_forward(trained, collate_windows(part), device, crops))
 
     for record in records:
-        windows.extend(_window_arrays(record))
+        windows.extend(window_arrays(record))
         flush(batch_size)
     flush(1)
     return np.concatenate(logits) if logits else np.zeros((0, len(trained.labels)), np.float32)
@@ -274,7 +145,8 @@ def _check_batch_size(batch_size: int) -> None:
         raise UserError(f"batch_size={batch_size!r} is not a whole number above 0.")
 
 
-def _window_arrays(profiled: ProfiledRecord) -> Iterator[dict[str, npt.NDArray[Any]]]:
+def window_arrays(profiled: ProfiledRecord) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """Yield what `collate_windows` needs of each window of a record."""
     for window in profiled.windows:
         yield {
             "ecg": window.ecg,
@@ -284,7 +156,8 @@ def _window_arrays(profiled: ProfiledRecord) -> Iterator[dict[str, npt.NDArray[A
         }
 
 
-def _collate(windows: Sequence[dict[str, npt.NDArray[Any]]]) -> dict[str, torch.Tensor]:
+def collate_windows(windows: Sequence[dict[str, npt.NDArray[Any]]]) -> dict[str, torch.Tensor]:
+    """Return the batch that the model's transform takes, without any label."""
     batch = {key: torch.from_numpy(np.stack([w[key] for w in windows])) for key in windows[0]}
     # The transform wants labels; of a stranger's record none is known.
     nothing = torch.zeros(len(windows), 0)

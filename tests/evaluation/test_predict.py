@@ -1,6 +1,5 @@
-"""Predictions of a trained network equal a forward pass by hand, and account for every record."""
+"""Predictions of a split equal a forward pass by hand, row by row."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,11 @@ import torch
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.evaluation import read_predictions, write_predictions
-from ecgfounder_train.evaluation.predict import find_records, predict_records, predict_split
+from ecgfounder_train.evaluation.predict import predict_split
 from ecgfounder_train.evaluation.trained import TrainedModel, choose_device
 from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.models.checkpoint import find_checkpoint, resolve_checkpoint
-from ecgfounder_train.records import normalise, read_record
+from ecgfounder_train.records import normalise
 from ecgfounder_train.shards import ShardSet
 from ecgfounder_train.training.pretrain import train
 
@@ -81,99 +80,6 @@ def test_averaged_weights_are_used_where_a_run_keeps_them(
     assert any(not torch.equal(used[name], v) for name, v in checkpoint["model"].items())
 
 
-def test_prediction_of_a_record_equals_that_of_its_shard(
-    trained: TrainedModel, tiny_set: Any
-) -> None:
-    # Numbers ending in 1 last 20 s: two windows.
-    catalog = tiny_set.catalog
-    paths = [tiny_set.root / path for path in catalog["record_path"]]
-    predicted = predict_records(trained, paths, CPU, batch_size=8)
-    assert predicted.rejected == []
-    assert sorted(set(predicted.num_windows)) == [1, 2]
-    shards = tiny_set.shards
-    every = [predict_split(trained, shards, split, CPU, 16) for split in ("train", "val", "test")]
-    keys = np.concatenate([one.record_key for one in every])
-    logits = np.concatenate([one.logits for one in every])
-    for number, key in enumerate(catalog["record_key"]):
-        expected = logits[keys == key]
-        assert len(expected) == predicted.num_windows[number]
-        np.testing.assert_allclose(predicted.logits[number], expected.mean(0), atol=1e-4)
-    largest = predict_records(trained, paths[:12], CPU, batch_size=5, pool="max")
-    for number in (1, 11):
-        both = logits[keys == catalog["record_key"][number]]
-        np.testing.assert_allclose(largest.logits[number], both.max(0), atol=1e-4)
-        assert not np.allclose(largest.logits[number], predicted.logits[number], atol=1e-4)
-
-
-def test_record_is_predicted_as_by_hand_at_its_own_rate(
-    trained: TrainedModel, tiny_set: Any
-) -> None:
-    path = tiny_set.root / tiny_set.catalog["record_path"][0]
-    (window,) = trained.profile.apply(read_record(path)).windows
-    expected = by_hand(
-        trained, window.ecg, window.stats, window.valid_start, window.valid_num_samples
-    )
-    assert window.valid_num_samples == 600
-    (logits,) = predict_records(trained, [path], CPU, 4).logits
-    np.testing.assert_allclose(logits, expected, atol=1e-4)
-
-
-def test_rejected_records_appear_with_their_reason_and_totals_add_up(
-    trained: TrainedModel, tiny_set: Any, tmp_path: Path
-) -> None:
-    for part in ("S0", "S1"):
-        shutil.copytree(tiny_set.root / part, tmp_path / part)
-    headers = sorted(tmp_path.rglob("*.hea"))
-    headers[0].with_suffix(".dat").unlink()
-    signal_file = headers[1].with_suffix(".dat")
-    signal_file.write_bytes(signal_file.read_bytes()[:1000])
-    headers[2].write_text("no header\n")
-    flat = headers[3].with_suffix(".dat")
-    flat.write_bytes(bytes(flat.stat().st_size))
-
-    records = find_records(str(tmp_path))
-    assert len(records) == 100
-    predicted = predict_records(trained, records, CPU, 16)
-    assert len(predicted.records) == 96 and len(predicted.rejected) == 4
-    reasons = {name: reason for name, reason, _ in predicted.rejected}
-    assert [reasons[str(header.with_suffix(""))] for header in headers[:4]] == [
-        "missing_signal_file",
-        "truncated_signal",
-        "unreadable_header",
-        "all_zero",
-    ]
-    assert "100 records found = 96 predicted + 4 rejected (1 all_zero, 1 missing" in (
-        predicted.in_words()
-    )
-    frame = predicted.to_frame()
-    assert frame.height == 100 and frame["record"].is_sorted()
-    assert frame.filter(frame["status"] == "ok").height == 96
-    bad = frame.filter(frame["status"] != "ok")
-    assert set(bad["status"]) == set(reasons.values())
-    assert bad["NORM"].null_count() == 4
-    good = frame.filter(frame["status"] == "ok").select(trained.labels).to_numpy()
-    assert ((good > 0) & (good < 1)).all()
-
-
-def test_nothing_but_rejects_is_still_a_table(trained: TrainedModel, tmp_path: Path) -> None:
-    (tmp_path / "a.hea").write_text("")
-    predicted = predict_records(trained, find_records(str(tmp_path)), CPU, 16)
-    assert predicted.to_frame().height == 1 and len(predicted.logits) == 0
-
-
-def test_records_are_found_by_folder_glob_and_name(tiny_set: Any) -> None:
-    root = tiny_set.root
-    one = root / tiny_set.catalog["record_path"][0]
-    assert len(find_records(str(root))) == 100
-    assert len(find_records(f"{root}/**/*.hea")) == 100
-    assert len(find_records(f"{root}/S0/*")) == 50
-    assert find_records(str(one)) == find_records(f"{one}.hea") == [one]
-    with pytest.raises(UserError, match="finds no WFDB record"):
-        find_records(f"{root}/*.hea")
-    with pytest.raises(UserError, match="no WFDB record"):
-        find_records(f"{root}/absent")
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -205,8 +111,6 @@ def test_wrong_requests_are_named(
 ) -> None:
     import polars as pl
 
-    with pytest.raises(UserError, match="pool='median' is unknown"):
-        predict_records(trained, [], CPU, 4, pool="median")
     with pytest.raises(UserError, match="batch_size=0"):
         predict_split(trained, tiny_set.shards, "test", CPU, 0)
     with pytest.raises(UserError, match="no split 'tset'"):

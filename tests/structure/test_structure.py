@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "metrics": "core",
     "training": "loader models losses metrics",
     "evaluation": "loader models metrics figures records labels",
+    "inference": "evaluation",
     "app": "core",
 }
 

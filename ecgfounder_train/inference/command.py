@@ -1,0 +1,250 @@
+"""What `scripts/predict.py` does: find, predict in parts, write one table; stopped, it goes on.
+
+A batch of more than `part_size` recordings is written in parts to a folder beside the output, each
+whole or absent; the same command after an interruption keeps the parts that are there. At the end
+the parts become the table.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.files import atomic_file, sha256_file, sweep_partial_files
+from ecgfounder_train.core.fingerprints import fingerprint
+from ecgfounder_train.core.progress import ProgressMeter
+from ecgfounder_train.core.settings import parse_settings
+from ecgfounder_train.inference.find import FoundRecords, find_records
+from ecgfounder_train.inference.inputs import InputOptions
+from ecgfounder_train.inference.model import EcgModel, load_model
+from ecgfounder_train.inference.pipeline import (
+    PipelineSettings,
+    RecordResult,
+    prepare_ahead,
+    run_network,
+)
+from ecgfounder_train.inference.strips import StripWriter
+from ecgfounder_train.inference.table import OutputTable, Tally
+
+METADATA_KEY = b"ecgfounder_train"
+"""Of the parquet file's schema metadata: JSON with the outputs, thresholds and fingerprints."""
+PARTS_SUFFIX = ".parts"
+_KEY_FILE = "key.json"
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """The keys of `configs/predict.yaml` that are not about which weights."""
+
+    input: str
+    output: str
+    output_kind: str = "probabilities"
+    threshold: str | None = "youden"
+    windows: str | None = None
+    min_duration_s: float | None = None
+    pool: str = "mean"
+    derive_leads: bool = True
+    input_fs: float | None = None
+    input_unit: str | None = None
+    input_leads: Sequence[str] | None = None
+    strips: str | None = None
+    max_strips: int = 100
+    batch_size: int = 32
+    num_workers: int = 2
+    precision: str = "32"
+    part_size: int = 2000
+
+    @property
+    def options(self) -> InputOptions:
+        """What files do not say."""
+        leads = self.input_leads
+        if leads is not None and (isinstance(leads, str) or not all(map(str, leads))):
+            raise UserError(f"input_leads={leads!r} is no list, such as input_leads=[I,II,V1].")
+        names = tuple(map(str, leads)) if leads is not None else None
+        return InputOptions(self.input_fs, self.input_unit, names)
+
+    @property
+    def pipeline(self) -> PipelineSettings:
+        """How recordings pass the network."""
+        return PipelineSettings(
+            self.batch_size,
+            self.pool,
+            self.derive_leads,
+            self.num_workers,
+            str(self.precision),
+            with_features=self.output_kind == "embeddings",
+        )
+
+
+def predict_files(config: Mapping[str, Any], checkpoint: Path, device: str) -> list[str]:
+    """Predict all that `input` means, write the table, and return what there is to say.
+
+    Args:
+        config: The keys of `PredictSettings`.
+        checkpoint: Weights.
+        device: auto, cpu or cuda.
+
+    Raises:
+        UserError: A setting cannot be, nothing was found, or the weights are none.
+    """
+    given = {**config, "precision": str(config.get("precision", "32"))}
+    settings = parse_settings(PredictSettings, given, "")
+    output = Path(settings.output)
+    if output.suffix not in (".csv", ".parquet"):
+        raise UserError(f"output={output} must end in .csv or .parquet.")
+    if settings.part_size < 1:
+        raise UserError(f"part_size={settings.part_size} is not a number of recordings above 0.")
+    found = find_records(settings.input, settings.options)
+    pipeline = settings.pipeline
+    model = load_model(checkpoint, device).with_windows(settings.windows, settings.min_duration_s)
+    with_patient = any(item.patient is not None for item in found.records)
+    table = OutputTable(
+        model.trained, settings.output_kind, settings.threshold, settings.pool, with_patient
+    )
+    strips = None
+    if settings.strips is not None:
+        strips = StripWriter(
+            Path(settings.strips), table, settings.max_strips, pipeline.derive_leads
+        )
+    key = _key(checkpoint, settings, found)
+    tally = _predict_in_parts(model, found, table, settings, key, output, strips)
+    lines = [found.in_words, tally.in_words()]
+    if settings.output_kind == "probabilities":
+        lines.append(f"Probabilities: {table.calibration_in_words}.")
+    lines.append(f"Predictions: {output} (outputs and thresholds: {description_file(output)})")
+    if strips is not None:
+        lines.append(f"Strips: {strips.finish()} (stay on this machine: they show file names)")
+    return lines
+
+
+def description_file(output: Path) -> Path:
+    """Return the JSON file beside a table that says what its columns are."""
+    return output.with_name(f"{output.stem}.outputs.json")
+
+
+def _key(checkpoint: Path, settings: PredictSettings, found: FoundRecords) -> str:
+    """Return what parts must share to belong to one table."""
+    weights = checkpoint
+    if checkpoint.is_dir():
+        weights = next(iter(sorted(checkpoint.glob("*.safetensors"))), checkpoint)
+    return fingerprint(
+        {
+            "weights": sha256_file(weights) if weights.is_file() else str(weights),
+            "settings": {
+                name: str(getattr(settings, name))
+                for name in PredictSettings.__dataclass_fields__
+                if name not in ("output", "strips", "max_strips", "batch_size", "num_workers")
+            },
+            "records": [[item.name, item.item, str(item.options)] for item in found.records],
+        }
+    )
+
+
+def _predict_in_parts(
+    model: EcgModel,
+    found: FoundRecords,
+    table: OutputTable,
+    settings: PredictSettings,
+    key: str,
+    output: Path,
+    strips: StripWriter | None,
+) -> Tally:
+    folder = output.with_name(output.name + PARTS_SUFFIX)
+    _open_parts(folder, key)
+    size = settings.part_size
+    starts = range(0, len(found), size)
+    parts = [folder / f"part-{number:06d}.parquet" for number in range(len(starts))]
+    left = [number for number, part in enumerate(parts) if not part.is_file()]
+    done = sum(
+        len(found.records[start : start + size])
+        for number, start in enumerate(starts)
+        if number not in set(left)
+    )
+    references = (
+        item for number in left for item in found.records[starts[number] : starts[number] + size]
+    )
+    meter = ProgressMeter("predicting", len(found), "records", done=done)
+    # One stream over all parts: batches and reading ahead go on across their borders.
+    pipeline = settings.pipeline
+    prepared = prepare_ahead(references, model.profile, pipeline)
+    with meter:
+        results = run_network(model.trained, prepared, model.device, pipeline)
+        for number in left:
+            rows: list[RecordResult] = []
+            count = len(found.records[starts[number] : starts[number] + size])
+            for _ in range(count):
+                rows.append(next(results))
+                meter.update(meter.done + 1)
+            with atomic_file(parts[number]) as handle:
+                table.frame(rows).write_parquet(handle)
+            if strips is not None:
+                strips.write(rows)
+        next(results, None)
+    tally = Tally()
+    _join(parts, table, output, tally)
+    shutil.rmtree(folder)
+    return tally
+
+
+def _open_parts(folder: Path, key: str) -> None:
+    """Make the folder of parts; what another model, input or setting left there is deleted."""
+    file = folder / _KEY_FILE
+    if folder.is_dir():
+        sweep_partial_files(folder)
+        if file.is_file() and json.loads(file.read_text()) == {"key": key}:
+            return
+        if not file.is_file() and any(folder.iterdir()):
+            raise UserError(f"{folder} is in the way and was not made by predict. Move it away.")
+        shutil.rmtree(folder)
+    with atomic_file(file, "w") as handle:
+        json.dump({"key": key}, handle)
+
+
+def _join(parts: Sequence[Path], table: OutputTable, output: Path, tally: Tally) -> None:
+    description = json.dumps(table.metadata(), indent=1)
+
+    def frames() -> Iterator[pl.DataFrame]:
+        for part in parts:
+            frame = pl.read_parquet(part)
+            tally.add(frame)
+            yield frame
+
+    with atomic_file(output) as handle:
+        if output.suffix == ".csv":
+            for number, frame in enumerate(frames()):
+                frame.write_csv(handle, include_header=number == 0)
+        else:
+            writer: pq.ParquetWriter | None = None
+            for frame in frames():
+                arrow: pa.Table = frame.to_arrow()
+                if writer is None:
+                    metadata = {METADATA_KEY: description.encode()}
+                    writer = pq.ParquetWriter(handle, arrow.schema.with_metadata(metadata))
+                writer.write_table(arrow.cast(writer.schema))
+            if writer is not None:
+                writer.close()
+    with atomic_file(description_file(output), "w") as handle:
+        handle.write(description + "\n")
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return what a table of predictions says about itself.
+
+    Raises:
+        UserError: It says nothing.
+    """
+    beside = description_file(path)
+    if path.suffix == ".parquet":
+        stored = (pq.read_schema(path).metadata or {}).get(METADATA_KEY)
+        if stored is not None:
+            return dict(json.loads(stored))
+    if not beside.is_file():
+        raise UserError(f"{path} says nothing about its columns, and {beside} is not there.")
+    return dict(json.loads(beside.read_text(encoding="utf-8")))
