@@ -206,17 +206,19 @@ class SignalProfile:
             raise RejectedRecordError(
                 RejectReason.TOO_SHORT, f"{duration_s:.2f} s, shorter than {shortest:g} s"
             )
-        ecg = record.signal.astype(np.float64)
-        missing = np.isnan(ecg).mean(axis=1)
-        worst = int(missing.argmax())
-        if missing[worst] > 0:
+        signal = record.signal
+        low, high = signal.min(axis=1), signal.max(axis=1)  # NaN where a sample is missing
+        ecg = signal.astype(np.float64)
+        if np.isnan(low).any():
+            missing = np.isnan(signal).mean(axis=1)
+            worst = int(missing.argmax())
             if missing[worst] >= self.limits["max_missing_fraction"]:
                 raise RejectedRecordError(
                     RejectReason.MISSING_SAMPLES,
                     f"{missing[worst]:.1%} of lead {self.leads[worst]} is missing",
                 )
             ecg = filters.interpolate_missing(ecg)
-        low, high = ecg.min(axis=1), ecg.max(axis=1)
+            low, high = ecg.min(axis=1), ecg.max(axis=1)
         if not (low.any() or high.any()):
             raise RejectedRecordError(RejectReason.ALL_ZERO, "every sample is zero")
         if self.limits["constant_leads"] and (low == high).any():
@@ -267,8 +269,9 @@ class SignalProfile:
         for number, (part, start, length) in enumerate(parts):
             own = _moments(part) if stats is None else stats
             window = np.zeros(self.shape, np.int16)
-            microvolts = np.rint(part * 1000.0)
-            if not np.abs(microvolts).max() <= INT16_LIMIT:
+            microvolts = part * 1000.0
+            np.rint(microvolts, out=microvolts)
+            if not (microvolts.max() <= INT16_LIMIT and microvolts.min() >= -INT16_LIMIT):
                 raise RejectedRecordError(
                     RejectReason.SATURATED, "beyond the int16 range of microvolts after filtering"
                 )
@@ -297,7 +300,10 @@ class SignalProfile:
 
 def _moments(ecg: Signal) -> NDArray[np.float32]:
     """Return float32 (num_leads, 2): mean and (population) standard deviation per lead."""
-    return np.stack([ecg.mean(axis=1), ecg.std(axis=1)], axis=1).astype(np.float32)
+    mean = ecg.mean(axis=1)
+    centred = ecg - mean[:, None]
+    np.multiply(centred, centred, out=centred)
+    return np.stack([mean, np.sqrt(centred.mean(axis=1))], axis=1).astype(np.float32)
 
 
 def _within_nyquist(
@@ -324,27 +330,18 @@ def _within_nyquist(
 
 
 def _filter(ecg: Signal, fs: float, stage: str, options: dict[str, Any]) -> Signal:
-    try:
-        if stage == "notch":
-            return filters.notch(ecg, fs, options["frequency_hz"], options["quality"])
-        if stage == "fir_lowpass":
-            return filters.fir_lowpass(ecg, fs, options["cutoff_hz"], options["transition_hz"])
-        if stage == "median":
-            return filters.subtract_running_median(ecg, fs, options["window_s"])
-        order = options["order"]
-        if stage in ("highpass", "lowpass"):
-            return filters.butterworth(ecg, fs, stage, order, options["cutoff_hz"])
-        if options["high_hz"] is None:
-            return filters.butterworth(ecg, fs, "highpass", order, options["low_hz"])
-        return filters.butterworth(
-            ecg, fs, "bandpass", order, options["low_hz"], options["high_hz"]
-        )
-    except ValueError as error:
-        if "padlen" in str(error):  # only reachable with a minimum length of milliseconds
-            raise RejectedRecordError(
-                RejectReason.TOO_SHORT, f"{ecg.shape[1]} samples are too few for {stage}"
-            ) from None
-        raise
+    if stage == "notch":
+        return filters.notch(ecg, fs, options["frequency_hz"], options["quality"])
+    if stage == "fir_lowpass":
+        return filters.fir_lowpass(ecg, fs, options["cutoff_hz"], options["transition_hz"])
+    if stage == "median":
+        return filters.subtract_running_median(ecg, fs, options["window_s"])
+    order = options["order"]
+    if stage in ("highpass", "lowpass"):
+        return filters.butterworth(ecg, fs, stage, order, options["cutoff_hz"])
+    if options["high_hz"] is None:
+        return filters.butterworth(ecg, fs, "highpass", order, options["low_hz"])
+    return filters.butterworth(ecg, fs, "bandpass", order, options["low_hz"], options["high_hz"])
 
 
 def _parse_profile(config: Mapping[str, Any]) -> SignalProfile:
