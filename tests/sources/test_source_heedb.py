@@ -19,6 +19,7 @@ def write(path: Path, text: str) -> None:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
+    (tmp_path / "ECG" / "I0006" / "WFDB").mkdir(parents=True)
     mgh, emory = tmp_path / "ECG" / "I0001", tmp_path / "ECG" / "I0006"
     days = ["20000", "", "-3", "0", "33000"]
     sexes = ["Female", "Male", "", "Unknown", "Male"]
@@ -150,7 +151,57 @@ def test_every_quirk_is_counted(archive: Path) -> None:
         "age_capped": 1,
         "sex_unknown": 2,
         "merged_patient_pairs": 2,
+        "patients": 9,
+        "file_name_blank": 0,
+        "acquisition_rows": 10,
+        "over_read_missing": 2,
+        "software_codes_missing": 2,
+        "v24_rows": 5,
+        "v24_rows_empty": 1,
+        "v24_newline_in_file_name": 3,
+        "dictionary_codes": 2,
+        "dictionary_without_acronym": 1,
+        "dictionary_texts_of_two_codes": 1,
     }
+
+
+def test_quirks_stand_site_by_site_beside_the_published_figures(archive: Path) -> None:
+    table, _ = read(archive)
+    quirks = {(quirk.site, quirk.name): quirk for quirk in table.quirks}
+    assert quirks["I0006", "patient_id_blank"][2:] == (1, 1)
+    assert quirks["I0001", "rows"][2:] == (6, 10_608_417)
+    assert quirks["I0001", "age_missing"][2:] == (1, None)
+    totals: dict[str, int] = {}
+    for quirk in table.quirks:
+        totals[quirk.name] = totals.get(quirk.name, 0) + quirk.found
+    assert totals.items() <= table.counts.items()
+
+
+def test_every_reader_is_kept_beside_the_records_for_comparison(archive: Path) -> None:
+    table, _ = read(archive)
+    assert table.label_source == "physician"
+    assert list(table.readings) == ["physician", "software", "v24"]
+    for name, statements in table.readings.items():
+        frame = statements.numbers.alias("numbers").to_frame().lazy()
+        said = frame.select(statements.texts("numbers")).collect()["numbers"].to_list()
+        _, chosen = read(archive, label_source=name)
+        assert said == chosen["statements"].to_list()
+    alone, _ = read(archive, compare_readers=False)
+    assert list(alone.readings) == ["physician"]
+
+
+def test_headers_that_no_table_names_are_counted_when_asked_for(archive: Path) -> None:
+    folder = archive / "ECG" / "I0001" / "WFDB" / "S0001" / "1988" / "01"
+    for stem in (*STEMS[:2], "de_999_20500101000000_20500102000000"):
+        write(folder / f"{stem}.hea", "x")
+    counts = {
+        quirk[:2]: quirk.found
+        for quirk in read(archive, scan_headers=True)[0].quirks
+        if quirk.site == "I0001"
+    }
+    assert counts["I0001", "headers_on_disk"] == 3
+    assert counts["I0001", "headers_without_table_row"] == 1
+    assert counts["I0001", "table_rows_without_header"] == 3
 
 
 def test_the_dictionary_gives_texts_and_two_codes_may_share_one(archive: Path) -> None:

@@ -9,6 +9,7 @@ What its tables are like, and what is made of it:
 * `AgeAtAcquisition` is in days. Missing or not positive means unknown; above 89 years becomes 90.
 * Dates are shifted per patient: `year` is the year of the folder, never that of the file name.
 * Cells of codes separate by ``, `` or ``,``; an empty cell says nothing.
+* Headers that no table names have no patient: `scan_headers` counts them, nothing reads them.
 
 Which over-read gives the labels, and when a record counts as read (otherwise it is unobserved,
 never negative):
@@ -24,38 +25,59 @@ Releases 2.0 to 4.0 are read as well (see `heedb_old`): they have one column of 
 """
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import polars as pl
 
+from ecgfounder_train.core.cells import CellSplitter, Statements
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.records.sources.heedb_old import DIAGNOSES, find_release_2, read_release_2
+from ecgfounder_train.records.sources.heedb_published import DICTIONARY_CODES, PUBLISHED
+from ecgfounder_train.records.sources.heedb_tables import (
+    Attached,
+    SiteTable,
+    attach,
+    count_headers,
+    read_labels,
+    read_metadata,
+)
 from ecgfounder_train.records.sources.table import (
+    Quirk,
     SourceTable,
     check_choice,
     clean,
     clean_id,
-    clean_number,
-    clean_sex,
     collect,
     complete,
     find_column,
     scan_strings,
-    stem_of,
 )
 
 LABEL_SOURCES = ("physician", "software", "v24", "physician_else_software")
-DAYS_PER_YEAR = 365.25
-OLDEST_YEARS = 89.0
-"""Ages above are shown as 90, as the archive's own rules have it."""
+UNKNOWN_READER = "unknown"
 
 _METADATA = Path("metadata") / "metadata.csv"
 _ACQUISITION = Path("12SL_diagnoses") / "diagnoses_acquisition.csv"
 _V24 = Path("12SL_diagnoses") / "diagnoses_v24.csv"
 _DICTIONARY = Path("12SL_diagnoses") / "diagnoses_dictionary.csv"
 _MERGES = "PatientMergeHistory"
+_COLUMNS: Mapping[str, tuple[Path, tuple[str, ...]]] = {
+    "physician": (_ACQUISITION, ("codes_physician",)),
+    "software": (_ACQUISITION, ("codes_software",)),
+    "v24": (_V24, ("codes", "codes_v24", "diagnoses")),
+    UNKNOWN_READER: (DIAGNOSES, ("codes", "diagnoses")),
+}
+"""Table and column of each reader's codes."""
+_BLANK = {
+    "physician": "over_read_missing",
+    "software": "software_codes_missing",
+    "v24": "v24_rows_empty",
+}
+"""What a blank cell of a reader is called."""
+_KEPT = ("record_path", "year", "patient_id", "sex", "age_years", "reject_reason")
 
 
 @dataclass(frozen=True)
@@ -69,6 +91,9 @@ class HeedbSource:
     )
     root: Path
     label_source: str = "physician"
+    compare_readers: bool = True
+    """Read what the other readers said as well, for their prevalences and agreement."""
+    scan_headers: bool = False
 
     def read(self) -> SourceTable:
         """Return one row per line of the sites' metadata tables.
@@ -77,25 +102,43 @@ class HeedbSource:
             UserError: No site below the root, no label table, or a column missing.
         """
         check_choice("label_source", self.label_source, LABEL_SOURCES)
-        counts: Counter[str] = Counter()
+        splitter = CellSplitter()
         texts: dict[str, str] = {}
-        tables = []
-        sites = self._sites()
-        if not sites:
-            tables.append(self._read_release_2(counts))
-        for site in sites:
-            tables.append(self._read_site(site, counts))
-            for code, text in _read_dictionary(site / _DICTIONARY).items():
+        folders = self._sites()
+        sites = [] if folders else [self._read_release_2(splitter)]
+        for folder in folders:
+            site = self._read_site(folder, splitter)
+            sites.append(site)
+            for code, text in _read_dictionary(folder / _DICTIONARY, site.counts).items():
                 texts.setdefault(code, text)
-        merges = _read_merges(self._merge_folders(sites), counts)
-        records = pl.concat([table.lazy() for table in tables]).with_columns(
-            # Split late and lazily: as lists the codes take five times the memory.
-            pl.col("codes").str.replace_all(r"\s+", "").str.split(",").alias("statements")
+        counts: Counter[str] = Counter()
+        for site in sites:
+            counts.update(site.counts)
+        merges = _read_merges(self._merge_folders(folders), counts)
+        readings = _together(sites, splitter.names)
+        label_source = self._choose(readings)
+        said = readings[label_source]
+        counts["without_statement"] = said.numbers.null_count()
+        frame = pl.concat(
+            site.records.select(*_KEPT, pl.lit(site.name).alias("site")) for site in sites
+        ).with_columns(said.numbers.alias("numbers"))
+        for site in sites:  # the frame holds what is still needed of them
+            site.records, site.readings = pl.DataFrame(), {}
+        stem = pl.col("record_path").str.split("/").list.last()
+        records = frame.lazy().with_columns(
+            (pl.col("site") + "/" + stem).alias("record_id"),
+            said.texts("numbers").alias("statements"),
         )
-        records = records.with_columns(
-            pl.col("statements").list.filter(pl.element() != "").alias("statements")
+        return SourceTable(
+            complete(records),
+            self.root,
+            merges,
+            dict(counts),
+            texts,
+            label_source=label_source,
+            readings=readings,
+            quirks=tuple(quirk for site in sites for quirk in _quirks(site)),
         )
-        return SourceTable(complete(records), self.root, merges, dict(counts), texts)
 
     def _sites(self) -> list[Path]:
         """Return the folders of the sites; none for a release 2.0, which has no such folders."""
@@ -119,121 +162,135 @@ class HeedbSource:
         nearby = {self.root, self.root.parent} | {site.parent.parent for site in sites}
         return sorted({folder / _MERGES for folder in nearby if (folder / _MERGES).is_dir()})
 
-    def _read_release_2(self, counts: Counter[str]) -> pl.DataFrame:
-        tables = find_release_2(self.root)
-        assert tables is not None
-        table = read_release_2(self.root, tables, counts)
-        count_quirks(table, counts)
-        return table.drop("stem", "age_days")
+    def _readers(self) -> tuple[str, ...]:
+        """Return whose words the labels are, the first that said anything."""
+        if self.label_source == "physician_else_software":
+            return ("physician", "software")
+        return (self.label_source,)
 
-    def _read_site(self, site: Path, counts: Counter[str]) -> pl.DataFrame:
-        table = _read_metadata(site, site.relative_to(self.root).as_posix())
-        labels = self._read_labels(site, counts)
-        count_quirks(table, counts)
-        counts["label_rows_without_metadata"] += labels.join(table, on="stem", how="anti").height
-        joined = table.join(labels, on="stem", how="left", maintain_order="left")
-        counts["metadata_without_label_row"] += joined["has_row"].null_count()
-        counts["without_statement"] += joined["codes"].null_count()
-        return joined.drop("stem", "has_row", "age_days").with_columns(
-            pl.lit(site.name).alias("site")
-        )
+    def _choose(self, readings: dict[str, Statements]) -> str:
+        """Return the name of the reading that the labels come from, which is added if need be."""
+        if set(readings) == {UNKNOWN_READER}:
+            return UNKNOWN_READER  # one column of codes does not say who gave them
+        readers = self._readers()
+        if len(readers) > 1:
+            readings[self.label_source] = readings[readers[0]].else_of(readings[readers[1]])
+        return self.label_source
 
-    def _read_labels(self, site: Path, counts: Counter[str]) -> pl.DataFrame:
-        path = site / (_V24 if self.label_source == "v24" else _ACQUISITION)
-        is_old = (site / DIAGNOSES).is_file() and not (site / _ACQUISITION).is_file()
-        if is_old:
-            path = site / DIAGNOSES
-        if not path.is_file():
-            raise UserError(
-                f"No labels table: {path} does not exist, and source.label_source="
-                f"{self.label_source} reads it. Fetch the folder 12SL_diagnoses of each site, or "
-                f"choose another label_source ({', '.join(LABEL_SOURCES)})."
-            )
-        frame, columns = scan_strings(path)
-        file_name = find_column(columns, ["FileName"], path)
-        physician, software = "codes_physician", "codes_software"
-        if is_old or self.label_source == "v24":
-            codes = clean(find_column(columns, ["codes", "codes_v24", "diagnoses"], path))
-        elif self.label_source == "physician_else_software":
-            codes = pl.coalesce(
-                clean(find_column(columns, [physician], path)),
-                clean(find_column(columns, [software], path)),
-            )
-        else:
-            name = physician if self.label_source == "physician" else software
-            codes = clean(find_column(columns, [name], path))
-        table = collect(
-            frame.select(stem_of(file_name).alias("stem"), codes.alias("codes")), path
-        ).with_columns(pl.lit(True).alias("has_row"))
-        counts["label_rows"] += table.height
-        if is_old:
-            counts["label_rows_of_unknown_reader"] += table.height
-        counts["label_rows_empty"] += table["codes"].null_count()
-        unique = table.unique("stem", keep="first", maintain_order=True)
-        counts["label_rows_of_a_stem_seen_before"] += table.height - unique.height
-        return unique
+    def _read_release_2(self, splitter: CellSplitter) -> SiteTable:
+        site, table = read_release_2(self.root, UNKNOWN_READER)
+        _count_labels(site, attach(site, table, splitter), [UNKNOWN_READER])
+        return site
+
+    def _read_site(self, folder: Path, splitter: CellSplitter) -> SiteTable:
+        tables = self._tables(folder)  # a missing one must not wait for three gigabytes
+        prefix = folder.relative_to(self.root).as_posix()
+        below = "WFDB/" if prefix == "." else f"{prefix}/WFDB/"
+        site = read_metadata(folder / _METADATA, folder.name, below)
+        for name, columns in tables.items():
+            table = read_labels(folder / name, "FileName", columns)
+            attached = attach(site, table, splitter)
+            if name == _ACQUISITION:
+                site.counts["acquisition_rows"] = attached.rows
+            elif name == _V24:
+                site.counts["v24_rows"] = attached.rows
+                site.counts["v24_newline_in_file_name"] = table.newlines
+            for reader in columns:
+                if reader in _BLANK:
+                    site.counts[_BLANK[reader]] = attached.empty([reader])
+            chosen = [reader for reader in (*self._readers(), UNKNOWN_READER) if reader in columns]
+            if chosen:
+                _count_labels(site, attached, chosen)
+        if self.scan_headers:
+            count_headers(site, folder / "WFDB")
+        return site
+
+    def _tables(self, folder: Path) -> dict[Path, dict[str, str]]:
+        """Return the label tables to read: by path, each reader's column.
+
+        Raises:
+            UserError: The table or column of the label source is missing.
+        """
+        is_old = (folder / DIAGNOSES).is_file() and not (folder / _ACQUISITION).is_file()
+        needed = (UNKNOWN_READER,) if is_old else self._readers()
+        wanted = [*needed]
+        if self.compare_readers and not is_old:
+            wanted += [
+                reader for reader in ("physician", "software", "v24") if reader not in needed
+            ]
+        tables: dict[Path, dict[str, str]] = {}
+        for reader in wanted:
+            name, names = _COLUMNS[reader]
+            path = folder / name
+            if not path.is_file():
+                if reader not in needed:
+                    continue
+                raise UserError(
+                    f"No labels table: {path} does not exist, and source.label_source="
+                    f"{self.label_source} reads it. Fetch the folder 12SL_diagnoses of each site, "
+                    f"or choose another label_source ({', '.join(LABEL_SOURCES)})."
+                )
+            present = scan_strings(path)[1]
+            if reader not in needed and not {n.lower() for n in names} & {
+                column.strip().lower() for column in present
+            }:
+                continue
+            tables.setdefault(name, {})[reader] = find_column(present, names, path)
+        return tables
 
 
-def count_quirks(table: pl.DataFrame, counts: Counter[str]) -> None:
-    """Add to `counts` what is odd about one site's metadata."""
-    age = pl.col("age_days")
-    counts["rows"] += table.height
-    for name, condition in {
-        "patient_id_blank": pl.col("patient_id").is_null(),
-        "stem_seen_before": pl.col("stem").is_duplicated() & ~pl.col("stem").is_first_distinct(),
-        "age_missing": age.is_null(),
-        "age_not_positive": age <= 0,
-        "age_capped": age / DAYS_PER_YEAR > OLDEST_YEARS,
-        "sex_unknown": pl.col("sex").is_null(),
-    }.items():
-        counts[name] += table.filter(condition).height
-
-
-def _read_metadata(site: Path, prefix: str) -> pl.DataFrame:
-    path = site / _METADATA
-    frame, columns = scan_strings(path)  # only five of its 28 columns are ever parsed
-    file_name = find_column(columns, ["FileName"], path)
-    prefix = "" if prefix == "." else prefix + "/"
-    below_wfdb = (
-        pl.col(file_name)
-        .str.strip_chars()
-        .str.replace(r"(?i)\.(hea|dat|mat)$", "")
-        .str.replace(r"^(\./|/)+", "")
-        .str.replace(r"^WFDB/", "")
+def _count_labels(site: SiteTable, attached: Attached, readers: Sequence[str]) -> None:
+    site.counts.update(
+        {
+            "label_rows": attached.rows,
+            "label_rows_empty": attached.empty(readers),
+            "label_rows_of_a_stem_seen_before": attached.stems_seen_before,
+            "label_rows_without_metadata": attached.without_metadata,
+            "metadata_without_label_row": attached.metadata_without_row,
+        }
     )
-    years = clean_number(find_column(columns, ["AgeAtAcquisition"], path)) / DAYS_PER_YEAR
-    return collect(
-        frame.select(
-            stem_of(file_name).alias("stem"),
-            (pl.lit(f"{prefix}WFDB/") + below_wfdb).alias("record_path"),
-            clean_id(find_column(columns, ["BDSPPatientID"], path)).alias("patient_id"),
-            clean_sex(find_column(columns, ["SexDSC", "Sex"], path)).alias("sex"),
-            clean_number(find_column(columns, ["AgeAtAcquisition"], path)).alias("age_days"),
-            pl.when(years > OLDEST_YEARS)
-            .then(90.0)
-            .when(years > 0)
-            .then(years)
-            .otherwise(None)
-            .alias("age_years"),
-        ),
-        path,
-    ).with_columns(
-        (pl.lit(site.name + "/") + pl.col("stem")).alias("record_id"),
-        pl.col("record_path")
-        .str.extract(r"/((?:19|20)\d\d)/(?:[^/]+/)*[^/]+$")
-        .cast(pl.Int32)
-        .alias("year"),
-    )
+    if UNKNOWN_READER in readers:
+        site.counts["label_rows_of_unknown_reader"] = attached.rows
 
 
-def _read_dictionary(path: Path) -> dict[str, str]:
+def _together(sites: Sequence[SiteTable], names: tuple[str, ...]) -> dict[str, Statements]:
+    """Return each reader's statements of all sites' records; null where a site lacks the reader."""
+    kind = pl.List(pl.UInt16 if len(names) <= 2**16 else pl.UInt32)
+    together: dict[str, Statements] = {}
+    for reader in {reader: None for site in sites for reader in site.readings}:
+        parts = [
+            site.readings.pop(
+                reader, pl.Series([None], dtype=kind).new_from_index(0, site.records.height)
+            ).cast(kind)
+            for site in sites
+        ]
+        together[reader] = Statements(names, pl.concat(part.alias(reader) for part in parts))
+    return together
+
+
+def _quirks(site: SiteTable) -> list[Quirk]:
+    published = {**PUBLISHED.get(site.name, {}), "dictionary_codes": DICTIONARY_CODES}
+    return [
+        Quirk(site.name, name, count, published.get(name)) for name, count in site.counts.items()
+    ]
+
+
+def _read_dictionary(path: Path, counts: Counter[str]) -> dict[str, str]:
     if not path.is_file():
         return {}
     frame, columns = scan_strings(path)
     code = find_column(columns, ["codes", "code"], path)
     text = find_column(columns, ["diagnoses", "diagnosis"], path)
-    table = collect(frame.select(clean_id(code), clean(text).alias("text")), path)
-    return dict(table.drop_nulls().iter_rows())
+    acronym = pl.col("acronym") if "acronym" in columns else pl.lit("?")
+    table = collect(
+        frame.select(clean_id(code), clean(text).alias("text"), clean(acronym).alias("acronym")),
+        path,
+    )
+    counts["dictionary_codes"] = table.height
+    counts["dictionary_without_acronym"] = table["acronym"].null_count()
+    words = table["text"].drop_nulls().str.to_lowercase()
+    counts["dictionary_texts_of_two_codes"] = words.filter(words.is_duplicated()).n_unique()
+    return dict(table.select(pl.exclude("acronym")).drop_nulls().iter_rows())
 
 
 def _read_merges(folders: list[Path], counts: Counter[str]) -> pl.DataFrame | None:

@@ -5,10 +5,11 @@ import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import polars as pl
 
+from ecgfounder_train.core.cells import MISSING_WORDS, Statements
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.records.record import EcgRecord
 from ecgfounder_train.records.storage import fetch_tables, is_remote
@@ -33,10 +34,18 @@ the recording; `split` is the source's own fold; `reject_reason` is set where th
 rules a record out (a `core.errors.RejectReason` value).
 """
 
+
+class Quirk(NamedTuple):
+    """One thing that is odd about the tables of a site, counted, beside what was published."""
+
+    site: str
+    name: str
+    found: int
+    published: int | None = None
+
+
 STAND_IN_PATIENT = "record:"
 """Begins the patient id of a record whose patient is not known: the record stands for it."""
-
-_MISSING_WORDS = ("", "nan", "na", "n/a", "none", "null", "nat", "<na>")
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,13 @@ class SourceTable:
     """What fsspec needs to open the root, where it is a URL."""
     read_ecg: Callable[[str], EcgRecord] | None = None
     """Reads the recording at a `record_path` where these are no WFDB files; picklable."""
+    label_source: str = ""
+    """Which of the `readings` the records' statements are."""
+    readings: Mapping[str, Statements] = field(default_factory=dict)
+    """What each reader said, row by row beside the records, where a source has several readers or
+    too many records for lists of text."""
+    quirks: tuple[Quirk, ...] = ()
+    """What is odd about the tables, site by site."""
 
 
 class Source(Protocol):
@@ -106,6 +122,10 @@ def open_source(config: Mapping[str, Any]) -> Source:
     options = dict(settings.pop("storage_options", None) or {})
     root = settings["root"]
     if is_remote(root):
+        if settings.get("scan_headers"):
+            raise UserError(
+                "source.scan_headers=true lists millions of files; it needs a local root."
+            )
         patterns = getattr(source, "REMOTE_FILES", ())
         if not patterns:
             raise UserError(
@@ -222,7 +242,7 @@ def find_column(columns: Iterable[str], names: Iterable[str], path: Path) -> str
 def clean(column: str | pl.Expr) -> pl.Expr:
     """Return the text without surrounding white space; null where it stands for nothing."""
     text = (pl.col(column) if isinstance(column, str) else column).str.strip_chars()
-    return pl.when(text.str.to_lowercase().is_in(_MISSING_WORDS)).then(None).otherwise(text)
+    return pl.when(text.str.to_lowercase().is_in(MISSING_WORDS)).then(None).otherwise(text)
 
 
 def clean_id(column: str) -> pl.Expr:

@@ -1,0 +1,63 @@
+"""Loops compiled by numba, and text columns as the plain arrays that such loops read."""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar, cast
+
+import numba
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def compiled(function: Function) -> Function:
+    """Return the function compiled at its first call, kept on disk where there is a place for it.
+
+    A read-only container without a home has none; numba then refuses to cache, on import. The
+    function holds no lock while it runs.
+    """
+    try:
+        return cast(Function, numba.njit(cache=True, nogil=True)(function))
+    except RuntimeError:
+        return cast(Function, numba.njit(nogil=True)(function))
+
+
+class TextColumn(NamedTuple):
+    """A column of UTF-8 text: row i is ``data[offsets[i]:offsets[i + 1]]``; empty where null."""
+
+    data: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+    is_null: NDArray[np.bool_]
+
+
+def text_column(texts: pl.Series) -> TextColumn:
+    """Return the texts of a string column as arrays."""
+    array = texts.to_arrow(compat_level=pl.CompatLevel.oldest())
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    array = array.cast(pa.large_string())
+    _, offsets, data = array.buffers()
+    first = array.offset
+    return TextColumn(
+        np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8),
+        np.frombuffer(offsets, np.int64)[first : first + len(array) + 1]
+        if offsets is not None
+        else np.zeros(1, np.int64),
+        texts.is_null().to_numpy(),
+    )
+
+
+def text_series(name: str, column: TextColumn) -> pl.Series:
+    """Return a string column made of arrays; the bytes must be UTF-8."""
+    missing = int(column.is_null.sum())
+    mask = pa.py_buffer(np.packbits(~column.is_null, bitorder="little")) if missing else None
+    array = pa.LargeStringArray.from_buffers(
+        len(column.is_null),
+        pa.py_buffer(np.ascontiguousarray(column.offsets)),
+        pa.py_buffer(np.ascontiguousarray(column.data)),
+        mask,
+        missing,
+    )
+    return pl.Series(name, array, dtype=pl.String)

@@ -1,0 +1,218 @@
+"""Reading HEEDB's tables: narrow columns, joined on a hash of the file's stem."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+
+from ecgfounder_train.core.cells import CellSplitter
+from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.records.sources.file_names import parse_file_names
+from ecgfounder_train.records.sources.table import (
+    clean_id,
+    clean_number,
+    clean_sex,
+    collect,
+    find_column,
+    scan_strings,
+)
+from ecgfounder_train.records.storage import list_files
+
+DAYS_PER_YEAR = 365.25
+OLDEST_YEARS = 89.0
+"""Ages above are shown as 90, as the archive's own rules have it."""
+_HEADERS_AT_ONCE = 1_000_000
+
+
+@dataclass
+class SiteTable:
+    """One site's records and what each reader said of them, row by row."""
+
+    name: str
+    records: pl.DataFrame
+    """record_path, year, stem, stem_check, patient_id, sex, age_days, age_years."""
+    readings: dict[str, pl.Series] = field(default_factory=dict)
+    """By reader: places in the splitter's names."""
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+def read_metadata(path: Path, name: str, prefix: str, years: bool = False) -> SiteTable:
+    """Return one row per line of a metadata table; of its 28 columns only four are ever kept.
+
+    Args:
+        prefix: Folder of the records below the source's root.
+        years: The age column holds years (release 2.0), not days.
+
+    Raises:
+        UserError: A column is missing, or the file is damaged.
+    """
+    frame, columns = scan_strings(path)
+    file_name = find_column(columns, ["FileName"], path)
+    age = clean_number(find_column(columns, ["Age"] if years else ["AgeAtAcquisition"], path))
+    table = collect(
+        frame.select(
+            pl.col(file_name).alias("file_name"),
+            clean_id(find_column(columns, ["BDSPPatientID"], path)).alias("patient_id"),
+            clean_sex(find_column(columns, ["SexDSC", "Sex"], path)).alias("sex"),
+            (age * DAYS_PER_YEAR if years else age).alias("age_days"),
+        ),
+        path,
+    )
+    names = parse_file_names(table["file_name"], prefix)
+    assert names.places is not None
+    in_years = pl.col("age_days").cast(pl.Float64) / DAYS_PER_YEAR
+    records = pl.concat(
+        [names.places, names.hashes, table.drop("file_name")], how="horizontal"
+    ).with_columns(
+        pl.when(in_years > OLDEST_YEARS)
+        .then(90.0)
+        .when(in_years > 0)
+        .then(in_years)
+        .cast(pl.Float32)
+        .alias("age_years"),
+        pl.lit(None, dtype=pl.String).alias("reject_reason"),
+    )
+    site = SiteTable(name, records)
+    _count_quirks(site)
+    return site
+
+
+def _count_quirks(site: SiteTable) -> None:
+    age = pl.col("age_days")
+    found = site.records.select(
+        pl.len().alias("rows"),
+        pl.col("patient_id").drop_nulls().n_unique().alias("patients"),
+        pl.col("patient_id").is_null().sum().alias("patient_id_blank"),
+        pl.col("stem").is_null().sum().alias("file_name_blank"),
+        (pl.col("stem").drop_nulls().len() - pl.col("stem").drop_nulls().n_unique()).alias(
+            "stem_seen_before"
+        ),
+        age.is_null().sum().alias("age_missing"),
+        (age <= 0).sum().alias("age_not_positive"),
+        (age / DAYS_PER_YEAR > OLDEST_YEARS).sum().alias("age_capped"),
+        pl.col("sex").is_null().sum().alias("sex_unknown"),
+    )
+    site.counts.update(found.row(0, named=True))
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """Columns of codes as a table has them, and where each row belongs."""
+
+    cells: pl.DataFrame
+    hashes: pl.DataFrame
+    newlines: int
+    """File names with a line break inside."""
+
+
+def read_labels(
+    path: Path, name_column: str, columns: Mapping[str, str], separator: str = ","
+) -> LabelTable:
+    """Return the named columns of codes.
+
+    Args:
+        columns: Name of the column in the table, by what it is called here.
+
+    Raises:
+        UserError: A column is missing, or the file is damaged.
+    """
+    frame, present = scan_strings(path, separator=separator)
+    file_name = find_column(present, [name_column], path)
+    table = collect(
+        frame.select(
+            pl.col(file_name).alias("file_name"),
+            *(pl.col(column).alias(name) for name, column in columns.items()),
+        ),
+        path,
+    )
+    names = table["file_name"]
+    return LabelTable(
+        table.drop("file_name"),
+        parse_file_names(names, None).hashes,
+        int(names.str.contains("\n", literal=True).sum() or 0),
+    )
+
+
+@dataclass(frozen=True)
+class Attached:
+    """How the rows of a label table fit a site's records."""
+
+    rows: int
+    blank: pl.DataFrame
+    """One column per reader: which rows of the table say nothing."""
+    stems_seen_before: int
+    without_metadata: int
+    metadata_without_row: int
+
+    def empty(self, readers: Sequence[str]) -> int:
+        """Return in how many rows none of the readers says anything."""
+        return self.blank.select(pl.all_horizontal(readers).sum()).item() if self.rows else 0
+
+
+def attach(site: SiteTable, table: LabelTable, splitter: CellSplitter) -> Attached:
+    """Add each column of a label table to the site's readings, row by row beside its records.
+
+    Of a stem that the table holds twice the first row counts.
+    """
+    rows = table.hashes.with_row_index("row").drop_nulls("stem")
+    keys = site.records.select("stem", "stem_check")
+    key = ["stem"]
+    unique = rows.unique(key, keep="first", maintain_order=True)
+    joined = keys.join(unique, on=key, how="left", maintain_order="left")
+    if (joined["stem_check"] != joined["stem_check_right"]).any():
+        # Two stems of one hash: both hashes together tell them apart.
+        key = ["stem", "stem_check"]
+        unique = rows.unique(key, keep="first", maintain_order=True)
+        joined = keys.join(unique, on=key, how="left", maintain_order="left")
+    row = joined["row"]
+    matched = unique.join(keys, on=key, how="semi").height
+    blank = {}
+    for name in table.cells.columns:
+        numbers = splitter.split(table.cells[name])
+        blank[name] = numbers.is_null()
+        site.readings[name] = numbers.gather(row).alias(name)
+    return Attached(
+        table.cells.height,
+        pl.DataFrame(blank),
+        rows.height - unique.height,
+        table.cells.height - rows.height + unique.height - matched,
+        row.null_count(),
+    )
+
+
+def count_headers(site: SiteTable, folder: Path) -> None:
+    """Count the headers on disk that no table row names, and rows without a header.
+
+    Only names are compared: twenty million files are listed, none is opened.
+
+    Raises:
+        UserError: The folder cannot be listed.
+    """
+    batch: list[str] = []
+    parts: list[pl.Series] = []
+
+    def finish() -> None:
+        hashes = parse_file_names(pl.Series(batch, dtype=pl.String), None).hashes
+        parts.append(hashes["stem"])
+        batch.clear()
+
+    try:
+        for name in list_files(folder, [".hea"]):
+            batch.append(name)
+            if len(batch) == _HEADERS_AT_ONCE:
+                finish()
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be listed ({error.strerror}). With source.scan_headers=false it need "
+            "not be."
+        ) from error
+    finish()
+    on_disk = pl.concat(parts).alias("stem").to_frame()
+    in_table = site.records.select(pl.col("stem").drop_nulls().unique())
+    site.counts["headers_on_disk"] = on_disk.height
+    site.counts["headers_without_table_row"] = on_disk.join(in_table, on="stem", how="anti").height
+    site.counts["table_rows_without_header"] = (
+        in_table.join(on_disk, on="stem", how="anti").height + site.counts["file_name_blank"]
+    )
