@@ -104,6 +104,37 @@ class CellSplitter:
         return pl.Series(cells.name, array).cast(pl.List(kind))
 
 
+def take_lists(numbers: pl.Series, rows: NDArray[np.int32]) -> pl.Series:
+    """Return the lists at `rows`; null where a row is negative. Polars takes ten times as long."""
+    array = numbers.rechunk().to_arrow()
+    values = array.values.to_numpy(zero_copy_only=False)
+    offsets = array.offsets.to_numpy(zero_copy_only=False)
+    ends = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(np.where(rows < 0, 0, np.diff(offsets)[np.maximum(rows, 0)]), out=ends[1:])
+    taken = np.empty(ends[-1], values.dtype)
+    _take(values, offsets, rows, ends, taken)
+    lists = pa.LargeListArray.from_arrays(
+        pa.array(ends), pa.array(taken), mask=pa.array(np.diff(ends) == 0)
+    )
+    return pl.Series(numbers.name, lists)
+
+
+@compiled
+def _take(
+    values: NDArray[np.unsignedinteger],
+    offsets: NDArray[np.int64],
+    rows: NDArray[np.int32],
+    ends: NDArray[np.int64],
+    taken: NDArray[np.unsignedinteger],
+) -> None:
+    for place in range(len(rows)):
+        if rows[place] >= 0:
+            source = offsets[rows[place]]
+            for target in range(ends[place], ends[place + 1]):
+                taken[target] = values[source]
+                source += 1
+
+
 @compiled
 def _find(
     data: NDArray[np.uint8],

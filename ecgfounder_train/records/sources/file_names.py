@@ -83,6 +83,68 @@ def _parse_chunk(names: pl.Series, prefix: str | None) -> FileNames:
     )
 
 
+def match_rows(keys: pl.DataFrame, table: pl.DataFrame) -> tuple[NDArray[np.int32], int, int]:
+    """Return for each key the first row of the table with its stem, or -1.
+
+    Both frames have the columns of `FileNames.hashes`. The second and third number say how many
+    rows of the table repeat a stem, and how many are the first of theirs and belong to a key. A
+    null stem belongs to none. Stems are the same if both hashes are, 128 bits in all.
+    """
+
+    def hashes(frame: pl.DataFrame) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        check = frame["stem_check"].fill_null(0).to_numpy()
+        return frame["stem"].fill_null(0).to_numpy(), np.where(frame["stem"].is_null(), 0, check)
+
+    rows = np.empty(keys.height, np.int32)
+    slots = np.full(1 << max(4, (3 * max(table.height, 1)).bit_length() - 1), -1, np.int32)
+    is_used = np.zeros(table.height, np.bool_)
+    seen_before = _match(*hashes(keys), *hashes(table), slots, rows, is_used)
+    return rows, seen_before, int(is_used.sum())
+
+
+@compiled
+def _match(
+    keys: NDArray[np.uint64],
+    key_checks: NDArray[np.uint64],
+    stems: NDArray[np.uint64],
+    checks: NDArray[np.uint64],
+    slots: NDArray[np.int32],
+    rows: NDArray[np.int32],
+    is_used: NDArray[np.bool_],
+) -> int:
+    """Fill `rows` through a table of open addresses; return how many stems came again."""
+    mask = np.uint64(len(slots) - 1)
+    seen_before = 0
+    for row in range(len(stems)):
+        if stems[row] == 0 and checks[row] == 0:
+            continue
+        slot = (stems[row] ^ (stems[row] >> np.uint64(31))) & mask
+        is_new = True
+        while slots[slot] >= 0:
+            other = slots[slot]
+            if stems[other] == stems[row] and checks[other] == checks[row]:
+                is_new = False
+                break
+            slot = (slot + np.uint64(1)) & mask
+        if is_new:
+            slots[slot] = row
+        else:
+            seen_before += 1
+    for key in range(len(keys)):
+        rows[key] = -1
+        if keys[key] == 0 and key_checks[key] == 0:
+            continue
+        slot = (keys[key] ^ (keys[key] >> np.uint64(31))) & mask
+        while slots[slot] >= 0:
+            row = slots[slot]
+            if stems[row] == keys[key] and checks[row] == key_checks[key]:
+                rows[key] = row
+                is_used[row] = True
+                break
+            slot = (slot + np.uint64(1)) & mask
+    return seen_before
+
+
 @compiled
 def _parse(
     data: NDArray[np.uint8],
@@ -124,7 +186,12 @@ def _parse(
         ):
             start += 1
         for folder in (ecg, wfdb):
-            if end - start > len(folder) and np.all(data[start : start + len(folder)] == folder):
+            if end - start <= len(folder):
+                continue
+            same = True
+            for place in range(len(folder)):
+                same &= data[start + place] == folder[place]
+            if same:
                 start += len(folder)
         stem = end
         while stem > start and data[stem - 1] != _SLASH:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import polars as pl
 
-from ecgfounder_train.core.cells import CellSplitter
+from ecgfounder_train.core.cells import CellSplitter, take_lists
 from ecgfounder_train.core.errors import UserError
-from ecgfounder_train.records.sources.file_names import parse_file_names
+from ecgfounder_train.records.sources.file_names import match_rows, parse_file_names
 from ecgfounder_train.records.sources.table import (
     clean_id,
     clean_number,
@@ -54,12 +54,15 @@ def read_metadata(path: Path, name: str, prefix: str, years: bool = False) -> Si
     table = collect(
         frame.select(
             pl.col(file_name).alias("file_name"),
-            clean_id(find_column(columns, ["BDSPPatientID"], path)).alias("patient_id"),
+            pl.col(find_column(columns, ["BDSPPatientID"], path)).alias("patient_id"),
             clean_sex(find_column(columns, ["SexDSC", "Sex"], path)).alias("sex"),
             (age * DAYS_PER_YEAR if years else age).alias("age_days"),
         ),
         path,
     )
+    # Most sites write plain digits; only where one does not are ten million ids looked at closely.
+    if not table["patient_id"].str.contains(r"^[0-9]+$").all(ignore_nulls=False):
+        table = table.with_columns(clean_id("patient_id").alias("patient_id"))
     names = parse_file_names(table["file_name"], prefix)
     assert names.places is not None
     in_years = pl.col("age_days").cast(pl.Float64) / DAYS_PER_YEAR
@@ -156,29 +159,20 @@ def attach(site: SiteTable, table: LabelTable, splitter: CellSplitter) -> Attach
 
     Of a stem that the table holds twice the first row counts.
     """
-    rows = table.hashes.with_row_index("row").drop_nulls("stem")
     keys = site.records.select("stem", "stem_check")
-    key = ["stem"]
-    unique = rows.unique(key, keep="first", maintain_order=True)
-    joined = keys.join(unique, on=key, how="left", maintain_order="left")
-    if (joined["stem_check"] != joined["stem_check_right"]).any():
-        # Two stems of one hash: both hashes together tell them apart.
-        key = ["stem", "stem_check"]
-        unique = rows.unique(key, keep="first", maintain_order=True)
-        joined = keys.join(unique, on=key, how="left", maintain_order="left")
-    row = joined["row"]
-    matched = unique.join(keys, on=key, how="semi").height
+    rows, seen_before, matched = match_rows(keys, table.hashes)
     blank = {}
     for name in table.cells.columns:
         numbers = splitter.split(table.cells[name])
         blank[name] = numbers.is_null()
-        site.readings[name] = numbers.gather(row).alias(name)
+        site.readings[name] = take_lists(numbers, rows)
+    num_rows = table.cells.height
     return Attached(
-        table.cells.height,
+        num_rows,
         pl.DataFrame(blank),
-        rows.height - unique.height,
-        table.cells.height - rows.height + unique.height - matched,
-        row.null_count(),
+        seen_before,
+        num_rows - seen_before - matched,
+        int((rows < 0).sum()),
     )
 
 

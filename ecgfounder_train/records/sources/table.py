@@ -256,20 +256,16 @@ def clean_id(column: str) -> pl.Expr:
 
 def clean_number(column: str) -> pl.Expr:
     """Return the number in a text column as float32; null where there is none."""
-    number = clean(column).cast(pl.Float64, strict=False)
+    number = pl.col(column).str.strip_chars().cast(pl.Float64, strict=False)
     return pl.when(number.is_finite()).then(number).otherwise(None).cast(pl.Float32)
 
 
 def clean_sex(column: str) -> pl.Expr:
     """Return ``F``, ``M`` or null for female/male in the ways archives write it."""
-    text = clean(column).str.to_lowercase()
-    return (
-        pl.when(text.is_in(["f", "female", "w", "woman"]))
-        .then(pl.lit("F"))
-        .when(text.is_in(["m", "male", "man"]))
-        .then(pl.lit("M"))
-        .otherwise(None)
-    )
+    text = pl.col(column).str.strip_chars().str.to_lowercase()
+    female, male = ("f", "female", "w", "woman"), ("m", "male", "man")
+    letters = {**dict.fromkeys(female, "F"), **dict.fromkeys(male, "M")}
+    return text.replace_strict(letters, default=None, return_dtype=pl.String)
 
 
 def stem_of(column: str) -> pl.Expr:
