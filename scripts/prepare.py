@@ -13,7 +13,7 @@ def main(config: dict[str, Any]) -> None:
     from ecgfounder_train.labels import Vocabulary
     from ecgfounder_train.records import SignalProfile
     from ecgfounder_train.records.sources import open_source
-    from ecgfounder_train.shards import BuildOptions, build_shards
+    from ecgfounder_train.shards import BuildOptions, ExecutorOptions, build_shards
     from ecgfounder_train.splits import PatientSplit
 
     # Settings first: a typo must not cost the reading of ten million rows.
@@ -21,6 +21,7 @@ def main(config: dict[str, Any]) -> None:
     vocabulary = Vocabulary.from_config(config["labels"])
     split = PatientSplit.from_config(config["split"])
     options = BuildOptions.from_config(config["build"])
+    executor = ExecutorOptions.from_config(config["executor"])
     source = open_source(config["source"])
     private, name = Path(config["private"]), str(config["source"]["name"])
     print(f"Reading the tables of {name} ...", flush=True)
@@ -40,7 +41,10 @@ def main(config: dict[str, Any]) -> None:
         secret=secret,
         source_name=name,
         options=options,
+        executor=executor,
         private=private,
+        storage_options=table.storage_options,
+        read_ecg=table.read_ecg,
     )
     # Only now: a build that was refused must not replace the catalog of the shards that are there.
     write_catalog(private / "catalog.parquet", catalog)

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +20,14 @@ def atomic_file(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
 
     The bytes are synced before the rename and the folder after it, so that a power cut leaves
     either the old file or the new one. The temporary name lies beside the target (a rename must
-    not cross file systems) and holds the process id; `sweep_partial_files` removes leftovers.
+    not cross file systems) and is drawn at random: on a cluster two nodes may write the same target
+    under one process id. `sweep_partial_files` removes leftovers.
 
     Raises:
         UserError: The disk is full or the folder cannot be written.
     """
     path = Path(path)
-    partial = path.with_name(f"{path.name}{PARTIAL_MARK}{os.getpid()}")
+    partial = path.with_name(f"{path.name}{PARTIAL_MARK}{secrets.token_hex(6)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, mode, encoding=None if "b" in mode else "utf-8") as handle:

@@ -47,7 +47,7 @@ def read_record(path: Path | str) -> EcgRecord:
     stem = _stem(path)
     header = _read_header(stem)
     folder = Path(stem).parent
-    if not _is_lean(header):
+    if not is_lean(header):
         return _read_with_wfdb(stem, folder, header)
     files = {
         name: _read_file(
@@ -76,7 +76,7 @@ def decode_record(header: RecordHeader, files: Mapping[str, bytes]) -> EcgRecord
         RejectedRecordError: A file is absent from `files`, too short, or of a format that needs
             the `wfdb` fallback, which reads from a folder only.
     """
-    if not _is_lean(header):
+    if not is_lean(header):
         raise RejectedRecordError(
             RejectReason.UNSUPPORTED_FORMAT, "only formats 16 and 212 are decoded from memory"
         )
@@ -150,7 +150,8 @@ def _kind(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
 
 
-def _is_lean(header: RecordHeader) -> bool:
+def is_lean(header: RecordHeader) -> bool:
+    """Tell whether `decode_record` reads it; what it does not, the `wfdb` package reads."""
     return not header.segments and all(
         spec.fmt in (16, 212) and spec.samples_per_frame == 1 and spec.skew == 0
         for spec in header.signals

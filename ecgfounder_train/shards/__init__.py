@@ -1,10 +1,12 @@
 """From a catalog to shards: plan, crash-safe writer, index, manifest, verify."""
 
 from ecgfounder_train.shards.build import BuildOptions, build_shards, private_folder
+from ecgfounder_train.shards.engines import ExecutorOptions
 from ecgfounder_train.shards.index import INDEX_NAME, SEXES, SPLITS, index_dtype
 from ecgfounder_train.shards.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
+    IncrementEntry,
     Manifest,
     ShardEntry,
     Totals,
@@ -14,7 +16,7 @@ from ecgfounder_train.shards.plan import PlannedShard, plan_shards, sort_catalog
 from ecgfounder_train.shards.sample import Sample, SampleLayout, signal_checksum
 from ecgfounder_train.shards.shard_set import ShardSet
 from ecgfounder_train.shards.verify import VerifyReport, verify
-from ecgfounder_train.shards.writer import BuiltShard, build_shard
+from ecgfounder_train.shards.writer import BuiltShard, RecordPlace, build_shard
 
 __all__ = [
     "FORMAT_VERSION",
@@ -24,8 +26,11 @@ __all__ = [
     "SPLITS",
     "BuildOptions",
     "BuiltShard",
+    "ExecutorOptions",
+    "IncrementEntry",
     "Manifest",
     "PlannedShard",
+    "RecordPlace",
     "Sample",
     "SampleLayout",
     "ShardEntry",

@@ -1,52 +1,69 @@
 """A folder of shards from a catalog: goes on where it was stopped, and gives the same bytes."""
 
-import csv
 import fcntl
 import json
+import signal
+import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from ecgfounder_train import __version__
 from ecgfounder_train.core.errors import RejectReason, UserError, did_you_mean
-from ecgfounder_train.core.files import atomic_file, sha256_file, sweep_partial_files
+from ecgfounder_train.core.files import atomic_file, sweep_partial_files
 from ecgfounder_train.core.fingerprints import canonical_json, fingerprint
 from ecgfounder_train.core.progress import ProgressMeter
 from ecgfounder_train.core.pseudonyms import Secret
 from ecgfounder_train.core.settings import parse_settings
 from ecgfounder_train.labels import Vocabulary
-from ecgfounder_train.records import EcgRecord, read_record
+from ecgfounder_train.records import EcgRecord
 from ecgfounder_train.records.profiles import SignalProfile
+from ecgfounder_train.records.storage import is_remote
+from ecgfounder_train.shards.engines import (
+    ExecutorOptions,
+    InlineEngine,
+    Outcome,
+    ShardTask,
+    open_engine,
+    outcomes,
+)
+from ecgfounder_train.shards.increments import (
+    CHANGE_POLICIES,
+    GONE_NAME,
+    PLAN_NAME,
+    StoredPlan,
+    first_plan,
+    next_plan,
+    read_plan,
+)
 from ecgfounder_train.shards.index import INDEX_NAME, probe_index, write_index
+from ecgfounder_train.shards.ledger import REJECTS_NAME, Ledger, RejectLimits
 from ecgfounder_train.shards.manifest import (
     FINGERPRINTS,
     FORMAT_VERSION,
     MANIFEST_NAME,
+    IncrementEntry,
     IndexEntry,
     Manifest,
     ShardEntry,
     Totals,
     read_manifest,
 )
-from ecgfounder_train.shards.plan import (
-    REJECT_COLUMNS,
-    PlannedShard,
-    plan_shards,
-    sort_catalog,
-)
-from ecgfounder_train.shards.writer import BuiltShard, build_shard
+from ecgfounder_train.shards.plan import SortedCatalog, sort_catalog
+from ecgfounder_train.shards.units import UNITS_FOLDER, UnitRecords
+from ecgfounder_train.shards.writer import BuiltShard, RecordPlace
 from ecgfounder_train.splits import PatientSplit
 
-REJECTS_NAME = "rejects.csv"
+PLACE_NAME = "archive.json"
+FAILED_NAME = "failed.log"
 _SETTINGS_NAME = "build.json"
-_UNITS_FOLDER = "units"
+_MOST_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -60,6 +77,11 @@ class BuildOptions:
     min_rejects: int = 20
     retry_rejected: bool = False
     check_sha256: bool = False
+    increment: bool = False
+    changed_records: str = "refuse"
+    tries: int = 3
+    staging_dir: str | None = None
+    num_fetches: int = 16
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "BuildOptions":
@@ -69,9 +91,13 @@ class BuildOptions:
             UserError: An unknown key or reason, or a value out of range.
         """
         options = parse_settings(cls, config, "build")
-        if options.records_per_shard < 1:
+        for key in ("records_per_shard", "tries", "num_fetches"):
+            if getattr(options, key) < 1:
+                raise UserError(f"build.{key}={getattr(options, key)} must be at least 1.")
+        if options.changed_records not in CHANGE_POLICIES:
             raise UserError(
-                f"build.records_per_shard={options.records_per_shard} must be at least 1."
+                f"build.changed_records={options.changed_records} is not a choice."
+                + did_you_mean(options.changed_records, CHANGE_POLICIES)
             )
         for reason in options.max_reject_share_by_reason:
             if reason not in set(RejectReason):
@@ -83,6 +109,13 @@ class BuildOptions:
         if not all(0 <= share <= 1 for share in shares):
             raise UserError("build.max_reject_share and its exceptions must lie between 0 and 1.")
         return options
+
+    @property
+    def limits(self) -> RejectLimits:
+        """What the ledger watches over."""
+        return RejectLimits(
+            self.max_reject_share, self.max_reject_share_by_reason, self.min_rejects
+        )
 
 
 def private_folder(folder: Path | str) -> Path:
@@ -102,38 +135,41 @@ def build_shards(
     secret: Secret,
     source_name: str,
     options: BuildOptions | None = None,
+    executor: ExecutorOptions | None = None,
     private: Path | str | None = None,
-    read: Callable[[Path], EcgRecord] = read_record,
+    storage_options: Mapping[str, Any] | None = None,
+    read_ecg: Callable[[str], EcgRecord] | None = None,
 ) -> Manifest:
     """Write shards, index and manifest of a catalog; make only what is missing.
 
     A shard counts as made when its unit record in the private folder says so and the file is there
     with its size (with `check_sha256`, its content). Stopped at any moment, the next call with the
-    same arguments goes on, and the folder ends up byte for byte the same.
+    same arguments goes on, and the folder ends up byte for byte the same, whatever the executor.
 
     Args:
         catalog: One row per record, as `ecgfounder_train.catalog` makes it.
         folder: Where shards, index and manifest go.
-        root: What the catalog's record paths are relative to.
+        root: What the catalog's record paths are relative to: a folder or an fsspec URL.
         profile: The signal profile; its first half is applied.
         vocabulary: What the packed labels mean.
         split: What assigned the records to train, val and test.
         secret: What made the keys.
         source_name: Name of the archive, for the manifest.
         options: The keys of ``configs/build``.
+        executor: The keys of ``configs/executor``; this process alone by default.
         private: Folder for what must not be shared; ``<folder>.private`` by default.
-        read: How a record is read.
+        storage_options: Of a URL, as fsspec takes them.
+        read_ecg: Reads the record at a `record_path` that is no WFDB file; picklable.
 
     Raises:
-        UserError: The folder was built with other settings, too many records are rejected, the
-            disk is full, or another build is at work in the folder.
+        UserError: The folder was built with other settings or another catalog, too many records are
+            rejected, the disk is full, shards failed, or another build is at work in the folder.
         KeyboardInterrupt: Ctrl-C; the message says how to go on.
     """
-    folder, root = Path(folder), Path(root)
+    folder = Path(folder)
     private = Path(private) if private is not None else private_folder(folder)
-    options = options or BuildOptions()
+    options, executor = options or BuildOptions(), executor or ExecutorOptions()
     piles = sort_catalog(catalog)
-    planned = plan_shards(piles.writable, options.seed, options.records_per_shard)
     draft = Manifest(
         source=source_name,
         fingerprints={
@@ -156,16 +192,26 @@ def build_shards(
         totals=Totals(len(catalog), 0, piles.unlabelled, {}, 0),
         package_version=__version__,
     )
-    _make_folders(folder, private, private / _UNITS_FOLDER)
-    with _only_build(private):
-        catalog_digest = fingerprint([[shard.digest for shard in planned], piles.sites])
-        settings = {**_settings(draft), "catalog": catalog_digest, "format_version": FORMAT_VERSION}
-        _check_same_build(folder, private, settings, planned)
-        for place in (folder, private, private / _UNITS_FOLDER):
+    _make_folders(folder, private, private / UNITS_FOLDER)
+    with _only_build(private), _stop_on_sigterm():
+        settings = {**_settings(draft), "format_version": FORMAT_VERSION}
+        _check_same_settings(folder, private, settings)
+        plan = _plan(folder, private, piles, catalog["record_key"], options)
+        for place in (folder, private, private / UNITS_FOLDER):
             sweep_partial_files(place)
-        units = _UnitRecords(folder, private / _UNITS_FOLDER, fingerprint(settings), options)
-        ledger = _Ledger(options, len(catalog), private / REJECTS_NAME)
-        ledger.add(piles.rejects.rows())
+        _write_notes(private, plan, settings, root)
+        rejects, unlabelled = _left_out(catalog, piles, plan)
+        found = len(catalog) + len(plan.gone)
+        ledger = Ledger(options.limits, found, private / REJECTS_NAME)
+        ledger.add(rejects.rows())
+        units = UnitRecords(
+            folder,
+            private / UNITS_FOLDER,
+            fingerprint(settings),
+            options.check_sha256,
+            options.retry_rejected,
+        )
+        planned = plan.planned()
         made: dict[str, BuiltShard] = {}
         try:
             for shard in planned:
@@ -173,26 +219,37 @@ def build_shards(
                     made[shard.name] = built
                     ledger.add(built.rejects)
             ledger.check()
-            missing = [shard for shard in planned if shard.name not in made]
-            with _progress(missing, planned) as on_record:
-                for shard in missing:
-                    built, rows = build_shard(
-                        shard,
-                        folder,
-                        root,
-                        profile,
-                        vocabulary.num_labels,
-                        piles.sites,
-                        read,
-                        on_record,
-                    )
-                    units.save(shard, built, rows)
-                    made[shard.name] = built
-                    ledger.add(built.rejects)
-                    ledger.check()
+            where = RecordPlace(
+                root, dict(storage_options or {}), read_ecg, num_fetches=options.num_fetches
+            )
+            tasks = [
+                ShardTask(
+                    shard,
+                    folder,
+                    where,
+                    profile,
+                    vocabulary.num_labels,
+                    plan.sites,
+                    Path(options.staging_dir) if options.staging_dir else None,
+                )
+                for shard in planned
+                if shard.name not in made
+            ]
+            failed = _make_missing(
+                tasks, len(planned), made, units, ledger, executor, options.tries, private
+            )
             ledger.write()
-            draft = replace(draft, totals=replace(draft.totals, rejected=ledger.counts()))
-            return _finish(folder, [made[shard.name] for shard in planned], units, draft)
+            if failed:
+                raise _failure(failed, len(planned), private)
+            # A worker that was lost may have left a file behind, or still be writing one.
+            sweep_partial_files(folder)
+            draft = replace(
+                draft,
+                sites=plan.sites,
+                totals=Totals(found, 0, unlabelled, ledger.counts(), 0),
+                gone_upstream=len(plan.gone),
+            )
+            return _finish(folder, [made[shard.name] for shard in planned], units, plan, draft)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"Stopped with {len(made)} of {len(planned)} shards made in {folder}. Run the "
@@ -200,8 +257,159 @@ def build_shards(
             ) from None
 
 
+def _make_missing(
+    tasks: list[ShardTask],
+    num_planned: int,
+    made: dict[str, BuiltShard],
+    units: UnitRecords,
+    ledger: Ledger,
+    executor: ExecutorOptions,
+    tries: int,
+    private: Path,
+) -> list[Outcome]:
+    """Make the shards of `tasks`, enter them in `made`, and return those that failed."""
+    failed: list[Outcome] = []
+    peak_rss_bytes, num_records = 0, sum(len(task.planned.records) for task in tasks)
+    with (
+        _progress(tasks, num_planned) as on_record,
+        open_engine(executor, num_records, len(tasks), private, on_record) as engine,
+    ):
+        for outcome in outcomes(engine, tasks, tries):
+            if outcome.built is None:
+                if outcome.fatal:
+                    raise UserError(outcome.error)
+                failed.append(outcome)
+                print(
+                    f"{outcome.task.planned.name} failed: {outcome.error}. Going on with the "
+                    "others.",
+                    file=sys.stderr,
+                )
+                continue
+            assert outcome.rows is not None
+            built = outcome.built
+            units.save(outcome.task.planned, built, outcome.rows)
+            made[built.name] = built
+            if not isinstance(engine, InlineEngine):
+                on_record(built.written, len(built.rejects))
+            peak_rss_bytes = max(peak_rss_bytes, outcome.peak_rss_bytes)
+            ledger.add(built.rejects)
+            ledger.check()
+    if peak_rss_bytes:
+        print(f"Peak memory of a worker: {peak_rss_bytes / 2**20:,.0f} MB.", file=sys.stderr)
+    return failed
+
+
+def _failure(failed: list[Outcome], num_planned: int, private: Path) -> UserError:
+    """Return the error that names every shard that failed, with its reason."""
+    log = private / FAILED_NAME
+    failed = sorted(failed, key=lambda outcome: outcome.task.planned.number)
+    with atomic_file(log, "w") as handle:
+        for outcome in failed:
+            handle.write(f"{outcome.task.planned.name}: {outcome.error}\n{outcome.trace}\n")
+    listed = "".join(
+        f"\n  {outcome.task.planned.name}: {outcome.error}" for outcome in failed[:_MOST_LISTED]
+    )
+    more = len(failed) - _MOST_LISTED
+    return UserError(
+        f"{len(failed)} of {num_planned} shards failed; the others are made:{listed}"
+        + (f"\n  and {more} more" if more > 0 else "")
+        + f"\nTracebacks: {log}. Mend the cause and run the same command again: it makes only "
+        "what is missing."
+    )
+
+
+def _left_out(
+    catalog: pl.DataFrame, piles: SortedCatalog, plan: StoredPlan
+) -> tuple[pl.DataFrame, int]:
+    """Return the catalog's rejects and its number of unlabelled records that are in no shard.
+
+    Records kept in shards against the tables of today count where they are.
+    """
+    planned = plan.rows.filter(~pl.col("gone"))["record_key"]
+    rejects = piles.rejects.filter(~pl.col("record_key").is_in(planned.implode()))
+    unlabelled = len(catalog) - len(planned) - len(rejects)
+    return rejects, unlabelled
+
+
+def _plan(
+    folder: Path,
+    private: Path,
+    piles: SortedCatalog,
+    record_keys: pl.Series,
+    options: BuildOptions,
+) -> StoredPlan:
+    """Return the plan to build: the first one, or the former with what a next release adds.
+
+    Raises:
+        UserError: The tables changed in a way the options do not allow, or the plan is lost.
+    """
+    present = {path.name for path in folder.glob("*.tar")}
+    former = read_plan(private) if present else None
+    if former is None:
+        plan = first_plan(piles, options.seed, options.records_per_shard)
+        if present and (folder / MANIFEST_NAME).exists():
+            _check_plan_is_not_lost(folder, private)
+    else:
+        plan, changes = next_plan(
+            former,
+            piles,
+            record_keys,
+            seed=options.seed,
+            records_per_shard=options.records_per_shard,
+            increment=options.increment,
+            changed_records=options.changed_records,
+            folder=folder,
+        )
+        if words := changes.in_words():
+            added = len(plan.shards) - len(former.shards)
+            print(
+                f"Increment {plan.num_increments - 1}: {words}. {added} shards are added to the "
+                f"{len(former.shards)} that exist.",
+                file=sys.stderr,
+            )
+    strange = sorted(present - {name for name, _, _ in plan.shards})
+    if strange:
+        raise UserError(
+            f"{folder} holds {strange[0]} and perhaps more of which {private} knows nothing. "
+            "Choose an empty shards= folder or give the private folder they were built with; "
+            f"{_anew(folder, private)}."
+        )
+    return plan
+
+
+def _check_plan_is_not_lost(folder: Path, private: Path) -> None:
+    try:
+        increments = len(read_manifest(folder).increments)
+    except UserError:
+        return
+    if increments > 1:
+        raise UserError(
+            f"{folder} was built in {increments} increments, and {private / PLAN_NAME}, which says "
+            f"what is in which shard, is missing. Restore the private folder from a backup; "
+            f"{_anew(folder, private)}."
+        )
+
+
+def _write_notes(
+    private: Path, plan: StoredPlan, settings: Mapping[str, Any], root: Path | str
+) -> None:
+    """Put on record what is going to be built, before anything is."""
+    plan.write(private)
+    if not plan.gone.is_empty():
+        with atomic_file(private / GONE_NAME) as handle:
+            plan.gone.write_csv(handle)
+    where = str(root) if is_remote(root) else str(Path(root).resolve())
+    for name, content in ((_SETTINGS_NAME, settings), (PLACE_NAME, {"root": where})):
+        with atomic_file(private / name, "w") as handle:
+            handle.write(canonical_json(dict(content)) + "\n")
+
+
 def _finish(
-    folder: Path, made: list[BuiltShard], units: "_UnitRecords", draft: Manifest
+    folder: Path,
+    made: list[BuiltShard],
+    units: UnitRecords,
+    plan: StoredPlan,
+    draft: Manifest,
 ) -> Manifest:
     """Write index and manifest, last of all, and return the manifest."""
     windows = sum(built.num_samples for built in made)
@@ -227,10 +435,31 @@ def _finish(
             INDEX_NAME, windows, path.stat().st_size, sha256, f"{probe_index(path):016x}"
         ),
         totals=replace(draft.totals, written=sum(built.written for built in made), windows=windows),
+        increments=_increments(made, plan),
         dropped_stages=dict(sorted(dropped.items())),
     )
     manifest.write(folder)
     return manifest
+
+
+def _increments(made: list[BuiltShard], plan: StoredPlan) -> tuple[IncrementEntry, ...]:
+    """Return what each increment brought; together they are all that is written."""
+    entries = []
+    for number in range(plan.num_increments):
+        shards = [
+            built
+            for built, (_, _, increment) in zip(made, plan.shards, strict=True)
+            if increment == number
+        ]
+        entries.append(
+            IncrementEntry(
+                shards=len(shards),
+                written=sum(built.written for built in shards),
+                rejected=sum(len(built.rejects) for built in shards),
+                windows=sum(built.num_samples for built in shards),
+            )
+        )
+    return tuple(entries)
 
 
 def _make_folders(folder: Path, private: Path, units: Path) -> None:
@@ -266,21 +495,18 @@ def _settings(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _check_same_build(
-    folder: Path,
-    private: Path,
-    settings: Mapping[str, Any],
-    planned: tuple[PlannedShard, ...],
-) -> None:
-    """Refuse a folder that holds shards of other settings; else note down these.
+def _anew(folder: Path, private: Path) -> str:
+    return f"to make these anew, delete {folder} and {private / PLAN_NAME}"
+
+
+def _check_same_settings(folder: Path, private: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse a folder that holds shards of other settings.
 
     Raises:
         UserError: Says which setting differs.
     """
     noted = private / _SETTINGS_NAME
     former: dict[str, Any] = {}
-    present = {path.name for path in folder.glob("*.tar")}
-    again = f"to make these anew, delete {folder}, {noted} and {private / _UNITS_FOLDER}"
     try:
         if (folder / MANIFEST_NAME).exists():
             former = _settings(read_manifest(folder))
@@ -291,146 +517,60 @@ def _check_same_build(
     if noted.exists():
         try:
             former |= json.loads(noted.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{noted} is damaged ({error}); {again}.") from error
-    different = [name for name, value in former.items() if settings.get(name) != value]
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{noted} is damaged ({error}); {_anew(folder, private)}, and {noted}."
+            ) from error
+    present = any(folder.glob("*.tar"))
+    if present and not former:
+        raise UserError(
+            f"{folder} holds shards of which {private} knows nothing. Choose an empty shards= "
+            f"folder or give the private folder they were built with; {_anew(folder, private)}."
+        )
+    different = [name for name in settings if name in former and former[name] != settings[name]]
     if present and different:
         raise UserError(
             f"{folder} was built with another {', '.join(different)} than this run has "
             f"({', '.join(f'{name}: {former[name]} there' for name in different)}). Shards of "
             f"different settings are never mixed: choose another shards= folder, or go back to "
-            f"the former settings; {again}."
+            f"the former settings; {_anew(folder, private)}."
         )
-    strange = sorted(present if not former else present - {shard.name for shard in planned})
-    if strange:
-        raise UserError(
-            f"{folder} holds {strange[0]} and perhaps more of which {private} knows nothing. "
-            f"Choose an empty shards= folder or give the private folder they were built with; "
-            f"{again}."
-        )
-    with atomic_file(noted, "w") as handle:
-        handle.write(canonical_json(dict(settings)) + "\n")
-
-
-class _UnitRecords:
-    """What is known of each finished shard: a JSON file and its index rows, in the private folder.
-
-    The JSON file is written last and counts only together with the shard it describes.
-    """
-
-    def __init__(self, shards: Path, folder: Path, settings: str, options: BuildOptions) -> None:
-        self.shards, self.folder, self.settings, self.options = shards, folder, settings, options
-
-    def save(self, planned: PlannedShard, built: BuiltShard, rows: NDArray[np.void]) -> None:
-        """Put a finished shard on record."""
-        with atomic_file(self._index_path(built.name)) as handle:
-            np.save(handle, rows)
-        record = {
-            "settings": self.settings,
-            "plan": planned.digest,
-            "index_sha256": sha256_file(self._index_path(built.name)),
-            "shard": asdict(built),
-        }
-        with atomic_file(self._record_path(built.name), "w") as handle:
-            handle.write(canonical_json(record) + "\n")
-
-    def load(self, planned: PlannedShard) -> BuiltShard | None:
-        """Return the record of a shard if it can be trusted, else None."""
-        try:
-            record = json.loads(self._record_path(planned.name).read_text(encoding="utf-8"))
-            shard = {
-                **record["shard"],
-                "rejects": [tuple(row) for row in record["shard"]["rejects"]],
-            }
-            built = BuiltShard(**shard)
-            same = record["settings"] == self.settings and record["plan"] == planned.digest
-            path = self.shards / built.name
-            whole = (
-                path.stat().st_size == built.bytes
-                and sha256_file(self._index_path(built.name)) == record["index_sha256"]
-                and (not self.options.check_sha256 or sha256_file(path) == built.sha256)
-            )
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        if built.rejects and self.options.retry_rejected:
-            return None
-        return built if same and whole else None
-
-    def rows(self, built: BuiltShard) -> NDArray[np.void]:
-        """Return the index rows of a finished shard."""
-        rows: NDArray[np.void] = np.load(self._index_path(built.name), allow_pickle=False)
-        return rows
-
-    def _record_path(self, name: str) -> Path:
-        return self.folder / f"{Path(name).stem}.json"
-
-    def _index_path(self, name: str) -> Path:
-        return self.folder / f"{Path(name).stem}.index.npy"
-
-
-class _Ledger:
-    """Every rejected record with its reason, and the limits on how many there may be."""
-
-    def __init__(self, options: BuildOptions, found: int, path: Path) -> None:
-        self.options, self.found, self.path = options, found, path
-        self.rows: list[tuple[str, str, str, str]] = []
-
-    def add(self, rows: list[Any]) -> None:
-        """Enter rejected records: record_path, record_key, reason, detail."""
-        self.rows += rows
-
-    def counts(self) -> dict[str, int]:
-        """Return the number of records by reason."""
-        return dict(sorted(Counter(reason for _, _, reason, _ in self.rows).items()))
-
-    def check(self) -> None:
-        """Stop as soon as a reason is sure to exceed its share of all records found.
-
-        Raises:
-            UserError: Names reason, share, most frequent detail and remedy.
-        """
-        for reason, count in self.counts().items():
-            exceptions = self.options.max_reject_share_by_reason
-            share = exceptions.get(reason, self.options.max_reject_share)
-            if count < self.options.min_rejects or count <= share * self.found:
-                continue
-            key = "max_reject_share" + (f"_by_reason.{reason}" if reason in exceptions else "")
-            details = Counter(row[3] for row in self.rows if row[2] == reason)
-            self.write()
-            raise UserError(
-                f"{count} of {self.found} records ({count / self.found:.1%}) are rejected as "
-                f"{reason}, more than build.{key}={share} allows. Most often: "
-                f"{details.most_common(1)[0][0]!r}. {self.path} lists them. Mend the archive and "
-                f"run again with build.retry_rejected=true, or raise build.{key}."
-            )
-
-    def write(self) -> None:
-        """Write the ledger, in path order, whoever rejected a record."""
-        with atomic_file(self.path, "w") as handle:
-            writer = csv.writer(handle, lineterminator="\n")
-            writer.writerow(REJECT_COLUMNS)
-            writer.writerows(sorted(self.rows))
 
 
 @contextmanager
-def _progress(
-    missing: list[PlannedShard], planned: tuple[PlannedShard, ...]
-) -> Iterator[Callable[[bool], None]]:
-    """Yield the callback that shows one more record done, with rate, time left, reject share."""
-    total = sum(len(shard.records) for shard in missing)
-    there = len(planned) - len(missing)
-    kept = f" ({there} of {len(planned)} are there)" if there else ""
+def _stop_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the build as Ctrl-C does, so that its workers are ended as well."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    former = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+@contextmanager
+def _progress(missing: list[ShardTask], num_planned: int) -> Iterator[Callable[[int, int], None]]:
+    """Yield what shows so many more written and rejected, with rate, time left, reject share."""
+    total = sum(len(task.planned.records) for task in missing)
+    there = num_planned - len(missing)
+    kept = f" ({there} of {num_planned} are there)" if there else ""
     rejected = 0
 
     with ProgressMeter(f"Building {len(missing)} shards{kept}", total, "records") as meter:
 
-        def on_record(written: bool) -> None:
+        def on_records(num_written: int, num_rejected: int) -> None:
             nonlocal rejected
-            rejected += not written
-            done = meter.done + 1
-            meter.update(done, f"{rejected / done:.2%} rejected")
+            rejected += num_rejected
+            done = meter.done + num_written + num_rejected
+            meter.update(done, f"{rejected / max(done, 1):.2%} rejected")
 
-        yield on_record
+        yield on_records
 
 
 def _listed(counts: Mapping[str, int]) -> str:

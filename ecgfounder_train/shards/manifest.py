@@ -39,6 +39,19 @@ class IndexEntry:
 
 
 @dataclass(frozen=True)
+class IncrementEntry:
+    """What the first build, or a later increment, brought; counts of records but `windows`.
+
+    `rejected` are those rejected while its shards were built; the others were rejected before.
+    """
+
+    shards: int
+    written: int
+    rejected: int
+    windows: int
+
+
+@dataclass(frozen=True)
 class Totals:
     """Where every record of the archive went; `windows` are counted beside."""
 
@@ -93,6 +106,10 @@ class Manifest:
     totals: Totals
     dropped_stages: dict[str, int] = field(default_factory=dict)
     """Filter stages left out because they were at or above Nyquist -> number of records."""
+    increments: tuple[IncrementEntry, ...] = ()
+    """In order; shards of an increment stand together."""
+    gone_upstream: int = 0
+    """Records found and in shards, but no more listed by the archive's tables."""
     package_version: str = ""
     format_version: int = FORMAT_VERSION
 
@@ -163,11 +180,15 @@ def read_manifest(folder: Path | str) -> Manifest:
 def _parse(content: Mapping[str, Any]) -> Manifest:
     known = {item.name for item in fields(Manifest)}
     values = {key: value for key, value in content.items() if key in known}
+    # Absent from manifests that were written before there were increments.
+    values.setdefault("increments", ())
+    values.setdefault("gone_upstream", 0)
     if missing := sorted(known - values.keys()):
         raise ValueError(f"without {', '.join(missing)}")
     values["shards"] = tuple(_entry(ShardEntry, item) for item in values["shards"])
     values["index"] = _entry(IndexEntry, values["index"])
     values["totals"] = _entry(Totals, values["totals"])
+    values["increments"] = tuple(_entry(IncrementEntry, item) for item in values["increments"])
     values["leads"], values["sites"] = tuple(values["leads"]), tuple(values["sites"])
     manifest = Manifest(**values)
     for name in ("fingerprints", "vocabulary", "plan", "signal", "split", "dropped_stages"):

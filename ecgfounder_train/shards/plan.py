@@ -1,6 +1,7 @@
 """Which record goes to which shard: decided for all of them before anything is written."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,16 +12,17 @@ from numpy.typing import NDArray
 from ecgfounder_train.core.errors import RejectReason, UserError
 from ecgfounder_train.shards.index import SPLITS
 
-_COLUMNS = (
-    "record_path",
-    "record_key",
-    "patient_key",
-    "site",
-    "age_years",
-    "sex",
-    "labels",
-    "observed",
+_COLUMN_TYPES = (
+    ("record_path", pl.String()),
+    ("record_key", pl.String()),
+    ("patient_key", pl.String()),
+    ("site", pl.String()),
+    ("age_years", pl.Float32()),
+    ("sex", pl.String()),
+    ("labels", pl.Binary()),
+    ("observed", pl.Binary()),
 )
+PLAN_COLUMNS = tuple(name for name, _ in _COLUMN_TYPES)
 REJECT_COLUMNS = ("record_path", "record_key", "reason", "detail")
 UNKNOWN_SITE = "unknown"
 
@@ -36,11 +38,13 @@ class PlannedShard:
 
     @cached_property
     def digest(self) -> str:
-        """Changes with anything of the catalog that shows in the shard.
+        """Changes with anything of the catalog that shows in the shard, the order included.
 
-        It covers native ids, which can be guessed and tried, so it stays in the private folder.
+        Not with the paths: a next release may have moved its folders.
         """
-        text = self.records.with_columns(pl.col("labels", "observed").bin.encode("hex"))
+        text = self.records.drop("record_path").with_columns(
+            pl.col("labels", "observed").bin.encode("hex")
+        )
         start = f"{self.number} {self.name} {self.split}\n"
         return hashlib.sha256(start.encode() + text.write_csv().encode()).hexdigest()
 
@@ -99,7 +103,9 @@ def sort_catalog(catalog: pl.DataFrame) -> SortedCatalog:
         how="vertical_relaxed",
     ).sort("record_path", "record_key")
     return SortedCatalog(
-        writable=labelled.filter(~homeless).select(*_COLUMNS, "split"),
+        writable=labelled.filter(~homeless).select(
+            *(pl.col(name).cast(kind) for name, kind in _COLUMN_TYPES), "split"
+        ),
         rejects=rejects,
         unlabelled=len(good) - len(labelled),
         sites=tuple(sorted(catalog["site"].unique())),
@@ -107,24 +113,35 @@ def sort_catalog(catalog: pl.DataFrame) -> SortedCatalog:
 
 
 def plan_shards(
-    writable: pl.DataFrame, seed: int, records_per_shard: int
+    writable: pl.DataFrame,
+    seed: int,
+    records_per_shard: int,
+    there: Sequence[str] = (),
 ) -> tuple[PlannedShard, ...]:
     """Return the shards of every split, the same for the same records in whatever order.
 
     Each record is drawn to a shard of its split by a hash of its key and the seed, so that a shard
     is a fair sample of the archive; within a shard, records stand in path order, which reads a
     folder's files together. Shards of a split differ by at most one record in size.
+
+    Args:
+        writable: The records, `sort_catalog(...).writable` or a part of it.
+        seed: Draws records to shards.
+        records_per_shard: At most so many in one.
+        there: Splits of the shards that exist; numbers and names go on behind them.
     """
     shards: list[PlannedShard] = []
     for split in SPLITS:
-        part = writable.filter(pl.col("split") == split).select(_COLUMNS)
+        before = sum(other == split for other in there)
+        part = writable.filter(pl.col("split") == split).select(PLAN_COLUMNS)
         order = np.lexsort((part["record_key"].to_numpy(), _draw(part["record_key"], seed)))
         count = -(-len(part) // records_per_shard)
         edges = [ordinal * len(part) // count for ordinal in range(count + 1)] if count else []
         for ordinal in range(count):
             chosen = order[edges[ordinal] : edges[ordinal + 1]]
             records = part[chosen].sort("record_path", "record_key")
-            shards.append(PlannedShard(len(shards), f"{split}-{ordinal:06d}.tar", split, records))
+            number, name = len(there) + len(shards), f"{split}-{before + ordinal:06d}.tar"
+            shards.append(PlannedShard(number, name, split, records))
     return tuple(shards)
 
 

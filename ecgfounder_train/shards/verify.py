@@ -19,8 +19,9 @@ from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import PARTIAL_MARK, sha256_file
 from ecgfounder_train.core.progress import ProgressMeter
 from ecgfounder_train.records.profiles import SignalProfile
-from ecgfounder_train.shards.build import REJECTS_NAME, private_folder
+from ecgfounder_train.shards.build import private_folder
 from ecgfounder_train.shards.index import INDEX_NAME, SPLITS, index_row, open_index
+from ecgfounder_train.shards.ledger import REJECTS_NAME
 from ecgfounder_train.shards.manifest import MANIFEST_NAME, Manifest, read_manifest
 from ecgfounder_train.shards.sample import TAR_END, BadTarError, SampleLayout
 
@@ -108,6 +109,15 @@ def _check_manifest(manifest: Manifest, report: VerifyReport) -> None:
             MANIFEST_NAME,
             f"its shards hold {windows} samples together, its totals say {manifest.totals.windows}",
         )
+    if manifest.increments:
+        for name, total in (
+            ("written", manifest.totals.written),
+            ("windows", windows),
+            ("shards", len(manifest.shards)),
+        ):
+            counted = sum(getattr(entry, name) for entry in manifest.increments)
+            if counted != total:
+                report.add(MANIFEST_NAME, f"its increments have {counted} {name}, not {total}")
     try:
         profile = SignalProfile.from_config(manifest.signal)
     except UserError as error:

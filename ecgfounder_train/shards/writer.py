@@ -1,11 +1,16 @@
 """One planned shard, read, filtered and written: a pure function of its arguments."""
 
+import errno
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +21,14 @@ from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.labels.packing import unpack
 from ecgfounder_train.records import EcgRecord, read_record
 from ecgfounder_train.records.profiles import ProfiledRecord, SignalProfile
+from ecgfounder_train.records.remote import fetched, read_remote_record
+from ecgfounder_train.records.storage import is_remote
 from ecgfounder_train.shards.index import index_dtype, index_row
 from ecgfounder_train.shards.plan import PlannedShard
 from ecgfounder_train.shards.sample import TAR_END, Sample, SampleLayout
 
 _FILES_GONE = {RejectReason.MISSING_HEADER.value, RejectReason.MISSING_SIGNAL_FILE.value}
+_COPY_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -39,15 +47,55 @@ class BuiltShard:
     dropped_stages: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class RecordPlace:
+    """Where the records of an archive are and how one is read; travels to worker processes."""
+
+    root: Path | str
+    """What record paths are relative to: a folder, or an fsspec URL."""
+    storage_options: Mapping[str, Any] = field(default_factory=dict)
+    """Of a URL, as fsspec takes them."""
+    read_ecg: Callable[[str], EcgRecord] | None = None
+    """Reads the record at a path; None: WFDB files below the root."""
+    num_fetches: int = 16
+    """Records fetched at once where the root is a URL."""
+
+    def read(self, record_path: str) -> EcgRecord:
+        """Return one record.
+
+        Raises:
+            RejectedRecordError: It cannot be used.
+            OSError: A remote storage did not answer.
+        """
+        if self.read_ecg is not None:
+            return self.read_ecg(record_path)
+        if is_remote(self.root):
+            return read_remote_record(str(self.root), record_path, self.storage_options)
+        return read_record(Path(self.root) / record_path)
+
+    def reads(self, record_paths: Iterable[str]) -> Iterator[Callable[[], EcgRecord]]:
+        """Yield, in order, what returns each record or raises; remote ones are fetched ahead."""
+        if is_remote(self.root) and self.read_ecg is None:
+            yield from fetched(record_paths, self.read, self.num_fetches)
+        else:
+            for record_path in record_paths:
+                yield partial(self.read, record_path)
+
+    def is_gone(self) -> bool:
+        """True if a local archive is not there at all (not mounted)."""
+        return not is_remote(self.root) and not Path(self.root).is_dir()
+
+
 def build_shard(
     planned: PlannedShard,
     folder: Path,
-    root: Path,
+    place: RecordPlace,
     profile: SignalProfile,
     num_labels: int,
     sites: Sequence[str],
-    read: Callable[[Path], EcgRecord] = read_record,
     on_record: Callable[[bool], None] = lambda written: None,
+    staging: Path | None = None,
+    due_sha256: str | None = None,
 ) -> tuple[BuiltShard, NDArray[np.void]]:
     """Write ``folder/planned.name`` and return what came of it, and its index rows.
 
@@ -57,25 +105,32 @@ def build_shard(
     Args:
         planned: Which records, in which order.
         folder: Where the shard goes.
-        root: What the record paths are relative to.
+        place: Where the records are.
         profile: Its first half is applied here.
         num_labels: K of the vocabulary.
         sites: All sites of the data set; the index holds places in this list.
-        read: How a record is read.
         on_record: Called after each record with whether it was written.
+        staging: Folder on a disk of this node where the shard is put together, so that a shared
+            file system sees one large write; None writes in place.
+        due_sha256: What the file must have; another content never takes the name.
 
     Raises:
-        UserError: The disk is full, or the archive has gone away.
+        UserError: The disk is full, the archive has gone away, or its records give other bytes
+            than they are due to.
+        OSError: The staging folder failed, or a remote storage did not answer.
     """
     layout = SampleLayout(*profile.shape, num_labels)
     digest = hashlib.sha256()
     index: list[NDArray[np.void]] = []
     rejects: list[tuple[str, str, str, str]] = []
     dropped_stages: dict[str, int] = {}
-    with atomic_file(folder / planned.name) as handle:
-        for row in planned.records.iter_rows(named=True):
+    with _shard_file(folder / planned.name, staging) as handle:
+        rows_of_plan = planned.records.iter_rows(named=True)
+        for row, read in zip(
+            rows_of_plan, place.reads(planned.records["record_path"]), strict=True
+        ):
             try:
-                record = read(root / row["record_path"])
+                record = read()
                 profiled = profile.apply(record, row["site"])
             except RejectedRecordError as error:
                 rejects.append(
@@ -97,10 +152,19 @@ def build_shard(
                 dropped_stages[stage] = dropped_stages.get(stage, 0) + 1
             on_record(True)
         # An unmounted archive looks like missing records; do not put that on record.
-        if _FILES_GONE & {reason for _, _, reason, _ in rejects} and not root.is_dir():
-            raise UserError(f"The archive {root} is gone. Mount it and run the same command again.")
+        if _FILES_GONE & {reason for _, _, reason, _ in rejects} and place.is_gone():
+            raise UserError(
+                f"The archive {place.root} is gone. Mount it and run the same command again."
+            )
         digest.update(TAR_END)
         handle.write(TAR_END)
+        if due_sha256 not in (None, digest.hexdigest()):
+            raise UserError(
+                f"{planned.name} comes out with SHA-256 {digest.hexdigest()[:12]}..., not the "
+                f"{str(due_sha256)[:12]}... of the manifest ({len(rejects)} records rejected): its "
+                "records have changed since, or another version of this program wrote it. The "
+                "file was left as it is."
+            )
     rows = np.concatenate(index) if index else np.empty(0, index_dtype(num_labels))
     built = BuiltShard(
         name=planned.name,
@@ -113,6 +177,32 @@ def build_shard(
         dropped_stages=dropped_stages,
     )
     return built, rows
+
+
+@contextmanager
+def _shard_file(target: Path, staging: Path | None) -> Iterator[IO[bytes]]:
+    """Yield the file that becomes `target`; with `staging`, by way of a file there."""
+    if staging is None:
+        with atomic_file(target) as handle:
+            yield handle
+        return
+    staging.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=staging) as local:
+        try:
+            yield local
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise OSError(
+                    error.errno, f"build.staging_dir={staging}: {error.strerror}"
+                ) from None
+            raise
+        # Nameless, so that even a killed worker leaves nothing on the node's disk.
+        written = local.tell()
+        local.seek(0)
+        with atomic_file(target) as handle:
+            shutil.copyfileobj(local, handle, _COPY_BYTES)
+            if handle.tell() != written:
+                raise OSError(f"{staging}: {handle.tell()} of {written} bytes could be read back")
 
 
 def _samples(

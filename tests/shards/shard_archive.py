@@ -1,5 +1,6 @@
 """A small WFDB archive with every kind of record, and a build of it in a process of its own."""
 
+import json
 import resource
 import sys
 from pathlib import Path
@@ -7,14 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
-import wfdb
 import yaml
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.pseudonyms import Secret
 from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.records import STANDARD_LEADS, SignalProfile
-from ecgfounder_train.shards import BuildOptions, Manifest, build_shards
+from ecgfounder_train.shards import BuildOptions, ExecutorOptions, Manifest, build_shards
 from ecgfounder_train.splits import PatientSplit
 
 SECRET = Secret(bytes(range(32)))
@@ -51,6 +51,8 @@ def write_archive(root: Path, num_records: int = 60) -> pl.DataFrame:
     Of every 20 records: 0 and 1 last 25 s (two windows), 2 is too short, 3 has a flat lead, 4 has
     no header, 5 has no patient, 6 and 7 have no label, 8 has no part.
     """
+    import wfdb  # two seconds of imports that the workers of a build need not wait for
+
     rng = np.random.default_rng(5)
     rows = []
     for number in range(num_records):
@@ -110,12 +112,23 @@ def build(catalog: pl.DataFrame, root: Path, folder: Path, **changes: Any) -> Ma
     return build_shards(catalog, folder, **arguments)
 
 
-def main(root: str, folder: str, max_file_bytes: str = "") -> int:
-    """Build as a script would; the catalog lies beside the archive."""
-    if max_file_bytes:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(max_file_bytes), resource.RLIM_INFINITY))
+def main(root: str, folder: str, settings: str = "{}") -> int:
+    """Build as a script would; the catalog lies beside the archive.
+
+    `settings` is JSON: `executor` and `options` hold keys of their groups, `max_file_bytes` limits
+    every file.
+    """
+    asked = json.loads(settings)
+    if "max_file_bytes" in asked:
+        limit = int(asked["max_file_bytes"])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    catalog = pl.read_parquet(Path(root).with_suffix(".parquet"))
+    changes = {
+        "options": options(**asked.get("options", {})),
+        "executor": ExecutorOptions.from_config(asked.get("executor", {})),
+    }
     try:
-        build(pl.read_parquet(Path(root).with_suffix(".parquet")), Path(root), Path(folder))
+        build(catalog, Path(root), Path(folder), **changes)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1

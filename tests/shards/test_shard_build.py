@@ -156,13 +156,13 @@ def test_second_build_makes_only_what_is_missing(archive: Archive, shards: Path)
     victim.unlink()
     (shards / "train-000001.tar.partial-99").write_bytes(b"left by a killed writer")
     (shards / "manifest.json").unlink()
-    read: list[Path] = []
+    read: list[str] = []
 
-    def counting_read(path: Path) -> Any:
+    def counting_read(path: str) -> Any:
         read.append(path)
-        return read_record(path)
+        return read_record(archive.root / path)
 
-    shard_archive.build(archive.catalog, archive.root, shards, read=counting_read)
+    shard_archive.build(archive.catalog, archive.root, shards, read_ecg=counting_read)
     assert content(shards) == before
     assert 0 < len(read) <= 6
     for name, mtime in kept.items():
@@ -238,7 +238,9 @@ def test_full_disk_leaves_nothing_half_written_and_says_so(
 ) -> None:
     folder = tmp_path / "shards"
     result = subprocess.run(
-        [*DRIVER, str(archive.root), str(folder), "100000"], capture_output=True, text=True
+        [*DRIVER, str(archive.root), str(folder), '{"max_file_bytes": 100000}'],
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 1
     assert "Cannot write" in result.stderr
@@ -268,13 +270,13 @@ def test_damaged_unit_records_are_not_trusted(archive: Archive, shards: Path, ki
 
 
 def test_two_builds_at_once_are_refused(archive: Archive, shards: Path) -> None:
-    def build_again(path: Path) -> Any:
+    def build_again(path: str) -> Any:
         with pytest.raises(UserError, match="Another process is building"):
             shard_archive.build(archive.catalog, archive.root, shards)
-        return read_record(path)
+        return read_record(archive.root / path)
 
     (shards / "val-000000.tar").unlink()
-    shard_archive.build(archive.catalog, archive.root, shards, read=build_again)
+    shard_archive.build(archive.catalog, archive.root, shards, read_ecg=build_again)
 
 
 @pytest.mark.parametrize(

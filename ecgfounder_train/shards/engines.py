@@ -1,0 +1,398 @@
+"""What makes shards: this process, Dask workers on this machine, or Dask workers in SLURM jobs.
+
+Dask reruns the tasks of a worker that is lost. Its scheduler lives in the process that prepares:
+if that dies, the workers end by themselves, and the same command goes on from the shards that are
+there. A shard may therefore be made twice at once, which is why its temporary name is random and
+its bytes are a function of the plan alone.
+"""
+
+import logging
+import os
+import queue
+import resource
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfounder_train.core.errors import UserError, did_you_mean
+from ecgfounder_train.core.settings import parse_settings
+from ecgfounder_train.records.profiles import SignalProfile
+from ecgfounder_train.shards.plan import PlannedShard
+from ecgfounder_train.shards.writer import BuiltShard, RecordPlace, build_shard
+
+KINDS = ("inline", "local", "slurm")
+_LOST_WORKERS = 10  # a shard whose worker was lost so often is not tried again
+_POLL_S = 2.0
+_LOST_JOB_S = 10.0  # a job whose workers are all gone for so long is replaced
+_TELL_S = 60.0
+
+
+@dataclass(frozen=True)
+class ExecutorOptions:
+    """The keys of ``configs/executor``."""
+
+    kind: str = "inline"
+    num_workers: int | None = None
+    """Worker processes; None: one per core that this process may use."""
+    min_records: int = 5000
+    """Fewer are built in this process: workers take seconds to start."""
+    memory_per_worker: str = "2GB"
+    encrypt: bool | None = None
+    """TLS between the processes; None: where the package `cryptography` is installed."""
+    partition: str | None = None
+    account: str | None = None
+    workers_per_job: int = 1
+    walltime: str = "24:00:00"
+    directives: tuple[str, ...] = ()
+    interface: str | None = None
+    log_dir: str | None = None
+    python: str | None = None
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "ExecutorOptions":
+        """Return checked options.
+
+        Raises:
+            UserError: An unknown key or kind, or a value out of range.
+        """
+        values = {**config, "directives": tuple(config.get("directives") or ())}
+        options = parse_settings(cls, values, "executor")
+        if options.kind not in KINDS:
+            raise UserError(
+                f"executor.kind={options.kind} is not a kind.{did_you_mean(options.kind, KINDS)}"
+            )
+        for key in ("num_workers", "workers_per_job"):
+            value = getattr(options, key)
+            if value is not None and value < 1:
+                raise UserError(f"executor.{key}={value} must be at least 1.")
+        if options.kind == "slurm" and options.num_workers is None:
+            raise UserError("executor=slurm needs executor.num_workers=N, the worker processes.")
+        return options
+
+    def workers(self) -> int:
+        """Return how many worker processes there are to be."""
+        return self.num_workers or len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """All that a worker needs to make one shard."""
+
+    planned: PlannedShard
+    folder: Path
+    place: RecordPlace
+    profile: SignalProfile
+    num_labels: int
+    sites: tuple[str, ...]
+    staging: Path | None = None
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task: a shard, or the reason there is none."""
+
+    task: ShardTask
+    built: BuiltShard | None = None
+    rows: NDArray[np.void] | None = None
+    error: str = ""
+    """In words for the terminal: no path, no traceback."""
+    trace: str = ""
+    """For the private folder."""
+    fatal: bool = False
+    """A mistake of the user's, which every other shard would meet as well."""
+    peak_rss_bytes: int = 0
+
+
+def make_shard(task: ShardTask, on_record: Callable[[bool], None] = lambda _: None) -> Outcome:
+    """Return what became of a task; whatever happens, it is said and not raised."""
+    try:
+        built, rows = build_shard(
+            task.planned,
+            task.folder,
+            task.place,
+            task.profile,
+            task.num_labels,
+            task.sites,
+            on_record,
+            task.staging,
+        )
+    except UserError as error:
+        return Outcome(task, error=str(error), fatal=True)
+    except Exception as error:
+        words = getattr(error, "strerror", None) or str(error)
+        notes = "; ".join(getattr(error, "__notes__", ()))
+        words = f"{type(error).__name__}: {words}" + (f" ({notes})" if notes else "")
+        return Outcome(task, error=words, trace=traceback.format_exc())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Outcome(task, built, rows, peak_rss_bytes=peak)
+
+
+class Engine(Protocol):
+    """Takes tasks and gives their outcomes, in whatever order."""
+
+    capacity: int
+    """So many tasks keep it busy; more would only fill its memory."""
+
+    def submit(self, task: ShardTask) -> None: ...
+
+    def wait(self) -> Outcome: ...
+
+
+def outcomes(engine: Engine, tasks: Iterable[ShardTask], tries: int) -> Iterator[Outcome]:
+    """Yield one outcome per task; a shard that fails is tried again, `tries` times in all.
+
+    Another try comes after the other shards, when a storage may have recovered.
+    """
+    first, again = iter(tasks), deque[ShardTask]()
+    running = 0
+    while True:
+        while running < engine.capacity:
+            task = next(first, None) or (again.popleft() if again else None)
+            if task is None:
+                break
+            engine.submit(task)
+            running += 1
+        if not running:
+            return
+        outcome = engine.wait()
+        running -= 1
+        if outcome.built is None and not outcome.fatal and outcome.task.attempt < tries:
+            again.append(replace(outcome.task, attempt=outcome.task.attempt + 1))
+        else:
+            yield outcome
+
+
+@dataclass
+class InlineEngine:
+    """Makes the shards one after the other in this process."""
+
+    on_records: Callable[[int, int], None] = lambda written, rejected: None
+    capacity: int = 1
+    _tasks: deque[ShardTask] = field(default_factory=deque)
+
+    def submit(self, task: ShardTask) -> None:
+        """Note a task."""
+        self._tasks.append(task)
+
+    def wait(self) -> Outcome:
+        """Make the next shard."""
+        return make_shard(
+            self._tasks.popleft(), lambda written: self.on_records(written, not written)
+        )
+
+
+def open_engine(
+    options: ExecutorOptions,
+    num_records: int,
+    num_shards: int,
+    scratch: Path,
+    on_records: Callable[[int, int], None],
+) -> AbstractContextManager[Engine]:
+    """Return a context that gives an engine for so many records in so many shards.
+
+    Args:
+        options: The keys of ``configs/executor``.
+        num_records: Few are built in this process, except under SLURM.
+        num_shards: No more workers than shards are started.
+        scratch: Private folder, on a shared file system, for keys and logs of SLURM jobs.
+        on_records: Shows so many more written and rejected; called here only where records are
+            read in this process.
+    """
+    workers = min(options.workers(), num_shards)
+    local_is_faster = options.kind == "local" and (workers < 2 or num_records < options.min_records)
+    if options.kind == "inline" or local_is_faster or not num_shards:
+        return nullcontext(InlineEngine(on_records))
+    return DaskEngine(options, workers, scratch)
+
+
+class DaskEngine:
+    """Makes shards on Dask workers, on this machine or in SLURM jobs. A context manager."""
+
+    def __init__(self, options: ExecutorOptions, num_workers: int, scratch: Path) -> None:
+        self.options, self.num_workers, self.scratch = options, num_workers, scratch
+        # One ahead of each worker, so that none waits for the next task.
+        self.capacity = 2 * num_workers
+        self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._tasks: dict[str, ShardTask] = {}
+        self._stack = ExitStack()
+        self._seen: dict[str, float] = {}
+        self._told = time.monotonic()
+
+    def __enter__(self) -> "DaskEngine":
+        import dask
+        from distributed import Client
+
+        # What a killed parent leaves behind must end soon; a lost worker's task is simply rerun.
+        settings = {
+            "distributed.scheduler.allowed-failures": _LOST_WORKERS,
+            "distributed.comm.timeouts.connect": "30s",
+            "distributed.admin.large-graph-warning-threshold": "1GB",
+            "distributed.nanny.pre-spawn-environ.POLARS_MAX_THREADS": 1,
+            "distributed.worker.preload": [__name__],
+            "distributed.deploy.lost-worker-timeout": f"{_LOST_JOB_S}s",
+        }
+        with ExitStack() as stack:
+            stack.enter_context(dask.config.set(settings))
+            make = self._slurm_cluster if self.options.kind == "slurm" else self._local_cluster
+            self._cluster = stack.enter_context(make(self._security()))
+            self._client = stack.enter_context(Client(self._cluster))  # type: ignore[no-untyped-call]
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def submit(self, task: ShardTask) -> None:
+        """Hand a task to the next free worker."""
+        future = self._client.submit(make_shard, task, pure=False)
+        self._tasks[future.key] = task
+        future.add_done_callback(self._done.put)
+
+    def wait(self) -> Outcome:
+        """Return the next outcome, whichever task's it is."""
+        while True:
+            try:
+                future = self._done.get(timeout=_POLL_S)
+                break
+            except queue.Empty:
+                self._tend()
+        self._tend()
+        task = self._tasks.pop(future.key)
+        if future.status == "finished":
+            outcome: Outcome = future.result()
+            return replace(outcome, task=task)
+        if future.status == "error":
+            error = future.exception()
+            lost = type(error).__name__ == "KilledWorker"
+            words = f"its worker was lost {_LOST_WORKERS} times" if lost else type(error).__name__
+            # No further try: Dask has made them.
+            done = replace(task, attempt=task.attempt + (1 << 20) * lost)
+            return Outcome(done, error=words, trace=str(error))
+        return Outcome(task, error=f"its task was {future.status}")
+
+    def _security(self) -> Any:
+        if self.options.encrypt is False:
+            return None
+        try:
+            import cryptography  # noqa: F401
+            from distributed.security import Security
+
+            return Security.temporary()  # type: ignore[no-untyped-call]
+        except ImportError:
+            if self.options.encrypt:
+                raise UserError(
+                    "executor.encrypt=true needs the package cryptography: pip install "
+                    "cryptography. (With executor.encrypt=false whoever reaches this machine's "
+                    "ports can run code as you.)"
+                ) from None
+            print(
+                "warning: the package cryptography is not installed; workers talk unencrypted and "
+                "unauthenticated. On a machine shared with others: pip install cryptography",
+                file=sys.stderr,
+            )
+            return None
+
+    def _local_cluster(self, security: Any) -> Any:
+        from distributed import LocalCluster
+
+        return LocalCluster(  # type: ignore[no-untyped-call]
+            n_workers=self.num_workers,
+            threads_per_worker=1,
+            processes=True,
+            memory_limit=self.options.memory_per_worker,
+            host="127.0.0.1",
+            dashboard_address=None,
+            worker_dashboard_address=None,
+            security=security,
+            silence_logs=logging.CRITICAL,
+        )
+
+    def _slurm_cluster(self, security: Any) -> Any:
+        from dask_jobqueue.slurm import SLURMCluster
+
+        options = self.options
+        if shutil.which("sbatch") is None:
+            raise UserError(
+                "executor=slurm, but there is no sbatch here. Run on a machine of the cluster "
+                "that may submit jobs, or use executor=local."
+            )
+        processes = min(options.workers_per_job, self.num_workers)
+        logs = Path(options.log_dir) if options.log_dir else self.scratch / "workers"
+        keys = self.scratch / "tls"
+        for folder in (logs, keys):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        cluster = SLURMCluster(
+            queue=options.partition,
+            account=options.account,
+            walltime=options.walltime,
+            cores=processes,
+            processes=processes,
+            memory=_times(options.memory_per_worker, processes),
+            # A job that SLURM put back into the queue would join a build that has replaced it.
+            job_extra_directives=["--no-requeue", *options.directives],
+            job_script_prologue=["export OMP_NUM_THREADS=1 POLARS_MAX_THREADS=1"],
+            interface=options.interface,
+            log_directory=str(logs),
+            shared_temp_directory=str(keys),
+            python=options.python or sys.executable,
+            death_timeout=60,
+            security=security,
+            protocol="tls://" if security else "tcp://",
+            scheduler_options={"dashboard_address": None},
+            job_name="ecg-shards",
+            silence_logs=logging.CRITICAL,
+        )
+        self._num_jobs = -(-self.num_workers // processes)
+        cluster.scale(jobs=self._num_jobs)  # type: ignore[no-untyped-call]
+        return cluster
+
+    def _tend(self) -> None:
+        """Replace SLURM jobs whose workers are gone; say so where nobody works."""
+        now = time.monotonic()
+        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        alive = {str(worker["name"]) for worker in workers}
+        if self.options.kind == "slurm":
+            jobs = {
+                job: any(name == job or name.startswith(f"{job}-") for name in alive)
+                for job in map(str, list(self._cluster.workers))
+            }
+            self._seen |= {job: now for job, lives in jobs.items() if lives}
+            dead = [
+                job
+                for job, lives in jobs.items()
+                if not lives and job in self._seen and now - self._seen[job] > _LOST_JOB_S
+            ]
+            if len(jobs) - len(dead) < self._num_jobs:
+                self._cluster.scale(jobs=self._num_jobs + len(dead))
+        if alive or now - self._told < _TELL_S:
+            self._told = now if alive else self._told
+            return
+        self._told = now
+        where = "squeue shows the jobs" if self.options.kind == "slurm" else "they are starting"
+        print(f"No worker yet ({where}); waiting.", file=sys.stderr, flush=True)
+
+
+def dask_setup(worker: object) -> None:
+    """Leave Ctrl-C, which a terminal sends to every process, to the one that prepares.
+
+    Dask calls this in each worker process it starts on this machine.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _times(memory: str, processes: int) -> str:
+    from dask.utils import format_bytes, parse_bytes
+
+    return str(format_bytes(processes * parse_bytes(memory)))
