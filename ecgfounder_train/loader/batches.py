@@ -77,6 +77,9 @@ class TrainingBatches:
     and micro-batches, is the mean over the global batch, however that is divided. It comes from the
     index, so it is the same on every rank also when one of them meets a damaged sample.
 
+    A reader that reports bad samples makes batches with the key `error`, for a training loop in
+    which the ranks agree to stop.
+
     Args:
         reader: Where samples come from.
         rows: Index rows of the training split.
@@ -232,7 +235,7 @@ def _batch(
     present = rows != PADDING
     present[samples.bad] = False
     targets, observed = labels_of(entries, present, reader.shards.layout.num_labels)
-    return {
+    batch = {
         "ecg": ecg,
         "stats": torch.from_numpy(samples.stats),
         "valid_start": torch.from_numpy(entries["valid_start"].astype(np.int64) * present),
@@ -243,7 +246,12 @@ def _batch(
         "observed": torch.from_numpy(observed),
         "present": torch.from_numpy(present),
         "rows": torch.from_numpy(rows),
+        # For the counts of a run; stays with the CPU.
+        "quarantined": np.array(samples.bad, np.int64),
     }
+    if samples.error and reader.on_bad_sample == "report":
+        batch["error"] = samples.error
+    return batch
 
 
 def labels_of(

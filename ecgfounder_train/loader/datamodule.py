@@ -1,12 +1,19 @@
 """The DataModule: the training stretch up to the next validation, and the validation split."""
 
 import lightning as L
-import numpy as np
 
 from ecgfounder_train.core.errors import UserError
-from ecgfounder_train.loader.batches import EvaluationBatches, RankShape, TrainingBatches
-from ecgfounder_train.loader.epoch_plan import EpochPlan, IntArray, Position
+from ecgfounder_train.loader.batches import (
+    EvaluationBatches,
+    RankShape,
+    ReadAhead,
+    TrainingBatches,
+)
+from ecgfounder_train.loader.cache import CachedShardSet
+from ecgfounder_train.loader.epoch_plan import EpochPlan, Position
+from ecgfounder_train.loader.order import look_ahead, look_ahead_in_order
 from ecgfounder_train.loader.reader import SampleReader
+from ecgfounder_train.loader.rows import Rows, SplitRows
 from ecgfounder_train.shards import ShardSet
 
 
@@ -18,43 +25,44 @@ class ShardDataModule(L.LightningDataModule):
 
     Args:
         shards: The opened shard set.
-        seed: Seed of the epoch plan.
+        plan: The order of `train_rows`.
+        train_rows: Index rows to train on, ascending.
         global_batch_size: Samples between optimizer steps over all ranks.
         batch_size_per_rank: Samples per micro-batch on a rank.
         validate_every_samples: Distance between validations.
         total_samples: The run's budget.
         checksum: Check every sample read.
-        train_rows: Index rows to train on; None for the whole training split.
+        on_bad_sample: `stop` or `quarantine`.
+        num_workers: Threads that read ahead.
     """
 
     def __init__(
         self,
         shards: ShardSet,
+        plan: EpochPlan,
+        train_rows: Rows,
         *,
-        seed: int,
         global_batch_size: int,
         batch_size_per_rank: int,
         validate_every_samples: int,
         total_samples: int,
-        checksum: bool,
-        train_rows: IntArray | None = None,
+        checksum: bool = True,
+        on_bad_sample: str = "stop",
+        num_workers: int = 1,
     ) -> None:
         super().__init__()
         self.shards = shards
+        self.plan = plan
+        self.train_rows = train_rows
+        self.val_rows = SplitRows.of(shards, "val")
         self.global_batch_size = global_batch_size
         self.batch_size_per_rank = batch_size_per_rank
         self.validate_every_samples = validate_every_samples
         self.total_samples = total_samples
         self.checksum = checksum
-        self.train_rows = shards.rows("train") if train_rows is None else train_rows
-        self.val_rows = shards.rows("val")
-        for split, rows in (("train", self.train_rows), ("val", self.val_rows)):
-            if not len(rows):
-                raise UserError(
-                    f"The shards in {shards.folder} hold no {split} samples. Prepare them with a "
-                    "split that has train and val parts."
-                )
-        self.plan = EpochPlan(len(self.train_rows), seed, shards.manifest.fingerprint)
+        self.on_bad_sample = on_bad_sample
+        self.num_workers = num_workers
+        require_parts(train_rows, self.val_rows, shards)
 
     def rank_shape(self) -> RankShape:
         """Return how a global batch is divided over the ranks of this job."""
@@ -65,7 +73,7 @@ class ShardDataModule(L.LightningDataModule):
 
     def next_validation(self, position: Position) -> int:
         """Return the number of samples seen at which the next validation is due."""
-        seen = position.samples_seen(len(self.train_rows))
+        seen = position.samples_seen(self.plan.num_slots)
         due = (seen // self.validate_every_samples + 1) * self.validate_every_samples
         return min(due, self.total_samples)
 
@@ -74,16 +82,52 @@ class ShardDataModule(L.LightningDataModule):
         assert self.trainer is not None
         position = self.trainer.lightning_module.position
         assert isinstance(position, Position)
+        shards, on_slot = self.shards, None
+        if isinstance(shards, CachedShardSet):
+            on_slot = look_ahead(shards, self.plan, self.train_rows, self.global_batch_size)
         return TrainingBatches(
-            SampleReader(self.shards, self.checksum),
+            self._reader(),
             self.train_rows,
             self.plan,
             self.rank_shape(),
             position,
             self.next_validation(position),
+            self._read_ahead(),
+            on_slot,
         )
 
     def val_dataloader(self) -> EvaluationBatches:
         """Return the validation batches."""
-        reader = SampleReader(self.shards, self.checksum)
-        return EvaluationBatches(reader, np.asarray(self.val_rows), self.rank_shape())
+        shape, shards, on_slot = self.rank_shape(), self.shards, None
+        if isinstance(shards, CachedShardSet):
+            size = shape.batch_size_per_rank * shape.world_size
+            on_slot = look_ahead_in_order(shards, "val", size)
+        return EvaluationBatches(self._reader(), self.val_rows, shape, self._read_ahead(), on_slot)
+
+    def _reader(self) -> SampleReader:
+        assert self.trainer is not None
+        # Of several ranks none may end alone: what one of them meets goes through the training
+        # loop, where they agree.
+        together = self.on_bad_sample == "stop" and self.trainer.world_size > 1
+        return SampleReader(
+            self.shards, self.checksum, "report" if together else self.on_bad_sample
+        )
+
+    def _read_ahead(self) -> ReadAhead:
+        assert self.trainer is not None
+        on_gpu = self.trainer.strategy.root_device.type == "cuda"
+        return ReadAhead(self.num_workers, pin_memory=on_gpu)
+
+
+def require_parts(train: Rows, val: Rows, shards: ShardSet) -> None:
+    """Raise if there is nothing to train on or nothing to validate with.
+
+    Raises:
+        UserError: Names the empty part.
+    """
+    for split, rows in (("train", train), ("val", val)):
+        if not len(rows):
+            raise UserError(
+                f"The shards in {shards.folder} hold no {split} samples. Prepare them with a "
+                "split that has train and val parts."
+            )

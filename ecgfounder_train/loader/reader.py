@@ -5,58 +5,18 @@ import resource
 import sys
 import weakref
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.loader.cache import CachedShardSet
+from ecgfounder_train.loader.files import BadSampleError, LocalFiles, ShardFiles
 from ecgfounder_train.loader.rows import IndexRows
 from ecgfounder_train.shards import ShardSet
 
 IntArray = npt.NDArray[np.int64]
-ON_BAD_SAMPLE = ("stop", "quarantine")
-
-
-class BadSampleError(UserError):
-    """A sample that cannot be read or is not what the index says."""
-
-
-class ShardFiles(Protocol):
-    """Where the reader gets its files from."""
-
-    def open(self, shard: int) -> int:
-        """Return a new descriptor of a shard, which the caller closes.
-
-        Raises:
-            BadSampleError: The shard cannot be had.
-        """
-
-    def is_wanted(self, shard: int) -> bool:
-        """Tell whether a descriptor should be kept for further reads."""
-
-
-class LocalFiles:
-    """The shards where they lie."""
-
-    def __init__(self, shards: ShardSet) -> None:
-        self.shards = shards
-
-    def open(self, shard: int) -> int:
-        """Return a new descriptor of a shard."""
-        path = self.shards.shard_path(shard)
-        try:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise BadSampleError(
-                f"Cannot open shard {path}: {error.strerror}. Run scripts/verify.py "
-                f"shards={self.shards.folder}, then prepare again to rebuild what is missing."
-            ) from error
-
-    def is_wanted(self, shard: int) -> bool:
-        """Keep every file open."""
-        return True
+ON_BAD_SAMPLE = ("stop", "quarantine", "report")
 
 
 @dataclass(frozen=True)
@@ -66,12 +26,14 @@ class SampleArrays:
     Shape:
         ecg: (n, num_leads, num_samples) int16, microvolt.
         stats: (n, num_leads, 2) float32, mean and standard deviation in mV.
-        bad: Places of quarantined samples, whose rows are zero.
+        bad: Places of samples that could not be had, whose rows are zero.
+        error: What is wrong with the first of them.
     """
 
     ecg: npt.NDArray[np.int16]
     stats: npt.NDArray[np.float32]
     bad: list[int] = field(default_factory=list)
+    error: str | None = None
 
 
 class SampleReader:
@@ -85,8 +47,9 @@ class SampleReader:
         shards: The opened shard set.
         checksum: Compare each sample with the xxh3 its index row holds (about 15 % of the reading
             rate; without it only a short read is noticed).
-        on_bad_sample: `stop` raises; `quarantine` leaves the row empty and says so.
-        files: Where shards are opened; None: in the set's own folder.
+        on_bad_sample: `stop` raises; `quarantine` leaves the row empty and warns; `report` leaves
+            it empty and leaves the rest to the caller.
+        files: Where shards are opened; None: in the set's own cache or folder.
     """
 
     def __init__(
@@ -100,7 +63,9 @@ class SampleReader:
         self.shards = shards
         self.checksum = checksum
         self.on_bad_sample = on_bad_sample
-        self.files = files or LocalFiles(shards)
+        if files is None:
+            files = shards.cache if isinstance(shards, CachedShardSet) else LocalFiles(shards)
+        self.files = files
         self.index = IndexRows(shards.index)
         self._descriptors: dict[int, int] = {}
         self._most_open = _most_open_files(len(shards.manifest.shards))
@@ -140,6 +105,7 @@ class SampleReader:
         """
         stats = np.zeros((len(rows), self.shards.layout.num_leads, 2), np.float32)
         bad: list[int] = []
+        message: str | None = None
         # In file order: neighbours in a batch that share a shard cost the file system less.
         order = np.lexsort((entries["offset"], entries["shard"]))
         # Plain lists: a field of a structured row costs more than the read of a short sample.
@@ -158,10 +124,12 @@ class SampleReader:
                 signal[:] = 0
                 stats[place] = 0
                 bad.append(place)
-                self._warn(shards[place], error)
+                message = message or str(error)
+                if self.on_bad_sample == "quarantine":
+                    self._warn(shards[place], error)
         for shard in [shard for shard in self._descriptors if not self.files.is_wanted(shard)]:
             os.close(self._descriptors.pop(shard))
-        return SampleArrays(ecg, stats, bad)
+        return SampleArrays(ecg, stats, bad, message)
 
     def _read_one(
         self,
@@ -196,8 +164,9 @@ class SampleReader:
         return self._descriptors[shard]
 
     def _damaged(self, shard: int, offset: int, what: str) -> str:
+        name = self.shards.manifest.shards[shard].name
         return (
-            f"The sample at byte {offset:,} of shard {self.shards.shard_path(shard).name} {what}. "
+            f"The sample at byte {offset:,} of shard {name} {what}. "
             f"Run scripts/verify.py shards={self.shards.folder}; delete the shard it names and run "
             "the prepare command again to rebuild it."
         )

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ecgfounder_train.models.checkpoint import (
     load_checkpoint,
     newest_whole,
 )
+from ecgfounder_train.training.faults import FaultCounts
 from ecgfounder_train.training.metrics_log import MetricsLog
 from ecgfounder_train.training.module import PretrainModule
 from ecgfounder_train.training.signals import StopRequest
@@ -148,6 +149,9 @@ class RunKeeper(L.Callback):
         self._last_save_samples = 0
         self._wait_s = self._step_s = 0.0
         self._batch_end_s: float | None = None
+        self._step_loss: torch.Tensor | None = None
+        self._quarantined = 0
+        self._error: str | None = None
         self._rate_start = (time.monotonic(), 0)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -169,6 +173,7 @@ class RunKeeper(L.Callback):
         self.best = checkpoint["best"]
         # Checkpoints of earlier versions do not have them.
         module.scores = tuple(checkpoint.get("scores", ()))
+        module.fault_counts = FaultCounts(**checkpoint.get("faults", {}))
         self._window = _Window(
             torch.tensor(checkpoint["window"]["loss"], dtype=torch.float64),
             checkpoint["window"]["batches"],
@@ -260,20 +265,25 @@ class RunKeeper(L.Callback):
     ) -> None:
         """After an optimizer step: move on, log, save, stop."""
         module = _module(pl_module)
-        self._window.loss += outputs["loss"].detach() * trainer.accumulate_grad_batches
-        self._window.batches += 1
+        loss = outputs["loss"].detach().to(self._window.loss) * trainer.accumulate_grad_batches
+        self._step_loss = loss if self._step_loss is None else self._step_loss + loss
+        self._note_bad_samples(batch)
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             module.finish_step()
+            if not module.step_was_bad:
+                self._window.loss += self._step_loss
+                self._window.batches += trainer.accumulate_grad_batches
+            self._step_loss = None
             self._after_step(trainer, module)
         self._batch_end_s = time.monotonic()
         self._step_s += self._batch_end_s - self._batch_start_s
 
     def _after_step(self, trainer: L.Trainer, module: PretrainModule) -> None:
         self.meter.update(module.samples_seen)
+        stop, due = self._agree(trainer, module)
         if module.optimizer_steps % self.log_every_steps == 0:
             module.check_finite()
             self._log_training(trainer, module)
-        stop, due = self._agree(trainer, self.stop.signal is not None, self._is_due(module))
         at_validation = module.samples_seen >= self._segment_end
         # At a validation the checkpoint comes after it: a run killed in between validates again.
         if at_validation:
@@ -294,19 +304,45 @@ class RunKeeper(L.Callback):
         self._segment_end = trainer.datamodule.next_validation(module.position)  # type: ignore[attr-defined]
         self._batch_end_s = None
 
-    def _agree(self, trainer: L.Trainer, stop: bool, due: bool) -> tuple[bool, bool]:
+    def _agree(self, trainer: L.Trainer, module: PretrainModule) -> tuple[bool, bool]:
         """Return for all ranks alike: whether any was asked to stop, whether rank 0 wants to save.
 
-        Clocks differ by moments and a signal may reach one rank only; ranks that disagreed would
-        wait for each other for good. One small reduction per step answers both.
+        Clocks differ by moments, a signal may reach one rank only, and so may a damaged sample;
+        ranks that disagreed would wait for each other for good. One small reduction per step
+        answers all, and counts what was left out.
+
+        Raises:
+            UserError: A rank could not read its samples.
         """
-        if trainer.world_size == 1:
-            return stop, due
-        flags = torch.tensor([stop, due and trainer.is_global_zero], dtype=torch.int32)
-        flags = flags.to(trainer.strategy.root_device)
-        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
-        any_stop, save = flags.tolist()
-        return bool(any_stop), bool(save)
+        stop, due = self.stop.signal is not None, self._is_due(module)
+        quarantined, self._quarantined = self._quarantined, 0
+        if trainer.world_size > 1:
+            due = due and trainer.is_global_zero
+            failed, bad = self._error is not None, module.step_was_bad
+            flags = torch.tensor([stop, due, failed, bad, quarantined], dtype=torch.int64)
+            flags = flags.to(trainer.strategy.root_device)
+            torch.distributed.all_reduce(flags)
+            stops, saves, failures, bads, quarantined = flags.tolist()
+            stop, due = stops > 0, saves > 0
+            if failures:
+                self._fail_together(trainer)
+            assert bads in (0, trainer.world_size), "ranks disagree about a gradient they share"
+        module.fault_counts.quarantined += quarantined
+        return stop, due
+
+    def _note_bad_samples(self, batch: Mapping[str, Any]) -> None:
+        self._quarantined += len(batch.get("quarantined", ()))
+        self._error = self._error or batch.get("error")
+
+    def _fail_together(self, trainer: L.Trainer) -> None:
+        """Raise on every rank what one or more of them met.
+
+        A rank that ended alone would leave the others waiting for it in their next collective.
+        """
+        errors: list[str | None] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(errors, self._error)
+        rank = next(rank for rank, error in enumerate(errors) if error)
+        raise UserError(self._error or f"Rank {rank} cannot go on: {errors[rank]}")
 
     def _is_due(self, module: PretrainModule) -> bool:
         every = self.settings.every_samples
@@ -314,6 +350,30 @@ class RunKeeper(L.Callback):
         if every is not None:
             due = due or module.samples_seen // every > self._last_save_samples // every
         return due
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Note what could not be read."""
+        self._note_bad_samples(batch)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Before the ranks add up their counts: stop together if one of them cannot go on."""
+        quarantined, self._quarantined = self._quarantined, 0
+        if trainer.world_size > 1:
+            flags = torch.tensor([self._error is not None, quarantined], dtype=torch.int64)
+            flags = flags.to(trainer.strategy.root_device)
+            torch.distributed.all_reduce(flags)
+            failures, quarantined = flags.tolist()
+            if failures:
+                self._fail_together(trainer)
+        _module(pl_module).fault_counts.quarantined += quarantined
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the validation and save."""
@@ -352,7 +412,8 @@ class RunKeeper(L.Callback):
             self.meter.__exit__(None, None, None)
 
     def _log_training(self, trainer: L.Trainer, module: PretrainModule) -> None:
-        loss = self._window.loss / self._window.batches
+        # Of steps that were all skipped there is no loss.
+        loss = self._window.loss / (self._window.batches or float("nan"))
         if trainer.world_size > 1:
             torch.distributed.all_reduce(loss)
             loss = loss / trainer.world_size
@@ -371,6 +432,8 @@ class RunKeeper(L.Callback):
                     "data_wait_share": round(
                         self._wait_s / max(self._wait_s + self._step_s, 1e-9), 4
                     ),
+                    "quarantined": module.fault_counts.quarantined,
+                    "skipped_steps": module.fault_counts.skipped_steps,
                 }
             )
         self._window = _Window(torch.zeros_like(self._window.loss))
@@ -416,6 +479,7 @@ class RunKeeper(L.Callback):
             "rng": {"kind": "counter", "seed": module.seed},
             "best": self.best,
             "scores": list(module.scores),
+            "faults": asdict(module.fault_counts),
             "window": {"loss": window_loss, "batches": self._window.batches},
             "spec": self.facts.spec,
             "config": self.facts.config,
@@ -432,6 +496,7 @@ class RunKeeper(L.Callback):
                 "total_samples": module.total_samples,
                 "global_step": module.optimizer_steps,
                 "best": {"monitor": self.settings.monitor, **self.best},
+                "faults": asdict(module.fault_counts),
                 "spec": self.facts.spec,
                 "fingerprints": self.facts.fingerprints,
                 "versions": self.facts.versions,
@@ -447,6 +512,7 @@ _MEANING = {
     "data": "set of shards",
     "model": "network",
     "patients": "share of the training patients",
+    "order": "order of the data (data.order, data.block_shards, data.last_batch)",
 }
 
 

@@ -23,6 +23,8 @@ COLUMNS = (
     "lr",
     "ecg_per_s",
     "data_wait_share",
+    "quarantined",
+    "skipped_steps",
 )
 """Columns of every run; what its validation measures stands behind them."""
 

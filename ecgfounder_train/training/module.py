@@ -18,6 +18,7 @@ from ecgfounder_train.loader.transforms import BatchTransform
 from ecgfounder_train.metrics import HistogramAuroc, macro
 from ecgfounder_train.models import count_parameters
 from ecgfounder_train.training.ema import WeightAverage
+from ecgfounder_train.training.faults import FaultCounts, FaultSettings, Suspects
 from ecgfounder_train.training.schedules import Progress, Schedule
 
 LR_RULES = ("none", "power")
@@ -164,6 +165,10 @@ class PretrainModule(L.LightningModule):
         self.optimizer_steps = 0
         self.grad_norm = torch.zeros(())
         self.diverged = torch.zeros((), dtype=torch.bool)
+        self.faults = FaultSettings()
+        self.fault_counts = FaultCounts()
+        self.suspects = Suspects()
+        self.step_was_bad = False
         self._auroc = HistogramAuroc(num_labels)
         self._monitored = list(monitored)
         self._val_loss = torch.zeros(2, dtype=torch.float64)
@@ -214,6 +219,7 @@ class PretrainModule(L.LightningModule):
         """Return this rank's share of the global batch's mean loss."""
         signal, targets, observed = self.transform(batch, training=True)
         elements = self.loss(self.model(signal).float(), targets, observed)
+        self.suspects.note(batch["rows"], elements)
         return elements.sum() / batch["loss_denominator"]
 
     def configure_gradient_clipping(
@@ -222,23 +228,61 @@ class PretrainModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by total norm and remember the norm; note a value that is not finite."""
+        """Clip by total norm and remember the norm; keep a bad gradient from the weights."""
         limit = gradient_clip_val or float("inf")
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit).detach()
         # float16 skips such a step and halves its scale; everywhere else it would stay for good.
-        if self.trainer.precision != "16-mixed":
-            self.diverged = self.diverged | ~torch.isfinite(self.grad_norm)
+        if self.trainer.precision == "16-mixed":
+            return
+        bad = self.faults.is_bad(self.grad_norm)
+        self.suspects.settle(bad)
+        if self.faults.on_bad_loss == "stop":
+            self.diverged = self.diverged | bad
+            return
+        self.step_was_bad = bool(bad)
+        if self.step_was_bad:
+            for parameter in parameters:
+                # The optimizer passes over what has no gradient: no decay, no change of moments.
+                parameter.grad = None
 
     def finish_step(self) -> None:
         """Move on after an optimizer step."""
         self.position = self.position.advanced(self.global_batch_size, self.num_samples)
         self.optimizer_steps += 1
+        if self.step_was_bad:
+            self._count_skipped()
+            return
+        self.fault_counts.skipped_in_a_row = 0
         if self.average:
             self.average.update(self.model, self.global_batch_size, self.samples_seen)
 
+    def _count_skipped(self) -> None:
+        counts = self.fault_counts
+        counts.skipped_steps += 1
+        counts.skipped_in_a_row += 1
+        if counts.skipped_in_a_row > self.faults.max_skipped:
+            self.diverged = torch.ones_like(self.diverged)
+            self.check_finite()
+        records = self._suspected_records()
+        if self.trainer.is_global_zero:
+            print(
+                f"warning: skipped the step before {self.samples_seen:,} samples: gradient norm "
+                f"{float(self.grad_norm):.4g}.{records}",
+                flush=True,
+            )
+
+    def _suspected_records(self) -> str:
+        """Return a sentence that names the records with the largest losses of a bad step."""
+        worst = self.suspects.worst()
+        if not worst:
+            return ""
+        index = self.trainer.datamodule.shards.index  # type: ignore[attr-defined]
+        keys = [f"{index[row]['record_key'].decode()} ({loss:.4g})" for row, loss in worst]
+        return f" Largest losses: records {', '.join(keys)}."
+
     def check_finite(self) -> None:
-        """Raise if a gradient was NaN or infinite since the last check.
+        """Raise if a gradient was NaN, infinite or too large since the last check.
 
         Gradients are summed over ranks before they are looked at, so all ranks raise together.
 
@@ -247,10 +291,11 @@ class PretrainModule(L.LightningModule):
         """
         if self.diverged:
             raise UserError(
-                f"The loss or its gradient is NaN or infinite before {self.samples_seen:,} samples "
-                "(no checkpoint was written since). Lower optimizer.lr, set gradient_clip_norm=1, "
-                "or use trainer.precision=32; then run the same command again to go on from the "
-                "last good checkpoint."
+                f"The loss or its gradient is NaN, infinite or above faults.max_grad_norm before "
+                f"{self.samples_seen:,} samples (no checkpoint was written since)."
+                f"{self._suspected_records()} Lower optimizer.lr, set gradient_clip_norm=1, "
+                "trainer.precision=32 or faults.on_bad_loss=skip; then run the same command again "
+                "to go on from the last good checkpoint."
             )
 
     def on_validation_epoch_start(self) -> None:

@@ -13,8 +13,12 @@ from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.core.fingerprints import fingerprint
 from ecgfounder_train.core.ranks import is_rank_zero
 from ecgfounder_train.core.run_directory import RunDirectory
+from ecgfounder_train.loader.cache import open_shards
 from ecgfounder_train.loader.datamodule import ShardDataModule
+from ecgfounder_train.loader.epoch_plan import EpochPlan
+from ecgfounder_train.loader.order import create_plan
 from ecgfounder_train.loader.patients import IntArray, patient_rows
+from ecgfounder_train.loader.rows import Rows, SplitRows
 from ecgfounder_train.loader.transforms import Augmentation, BatchTransform
 from ecgfounder_train.models import create_model
 from ecgfounder_train.models.checkpoint import load_checkpoint, newest_whole
@@ -22,6 +26,7 @@ from ecgfounder_train.models.families import resolve_model
 from ecgfounder_train.records import SignalProfile
 from ecgfounder_train.shards import ShardSet
 from ecgfounder_train.training.ema import WeightAverage
+from ecgfounder_train.training.faults import FaultSettings
 from ecgfounder_train.training.keeper import (
     CheckpointSettings,
     Patience,
@@ -54,8 +59,9 @@ def train(config: Mapping[str, Any]) -> int:
     # First everything that can be wrong, then the first file.
     RunSettings.from_config(config)
     settings = TrainerSettings.from_config(config["trainer"])
-    shards = ShardSet.open(config["shards"])
-    DataSettings.from_config(config["data"]).per_rank(settings.world_size)
+    data = DataSettings.from_config(config["data"])
+    data.per_rank(settings.world_size)
+    shards = open_shards(config["shards"], data.cache_dir, data.cache_bytes)
     torch.manual_seed(config["seed"])
     module, facts = create_module(config, shards, settings)
     return fit(config, run, shards, module, facts, settings, f"scripts/evaluate.py run={run.name}")
@@ -90,16 +96,25 @@ def fit(
     checkpointing = CheckpointSettings.from_config(config["checkpoint"])
     per_rank = data.per_rank(settings.world_size)
     logger_kind(config["logger"])
+    module.faults = FaultSettings.from_config(config.get("faults", {}))
+    rows, plan = _order(shards, data, numbers.seed)
+    if plan.num_slots != module.num_samples:
+        # With last_batch=drop an epoch is what of it is used.
+        module.num_samples = plan.num_slots
+        module.total_samples = budget.total_samples(plan.num_slots)
+    facts.fingerprints |= _order_fingerprint(plan)
     patience = Patience(budget.patience, budget.validate_every(module.num_samples))
     datamodule = ShardDataModule(
         shards,
-        seed=numbers.seed,
+        plan,
+        rows,
         global_batch_size=data.global_batch_size,
         batch_size_per_rank=per_rank,
         validate_every_samples=patience.every_samples,
         total_samples=module.total_samples,
         checksum=data.checksum,
-        train_rows=_patient_rows(shards, data),
+        on_bad_sample=data.on_bad_sample,
+        num_workers=data.num_workers,
     )
     with ExitStack() as stack:
         if is_rank_zero():
@@ -144,6 +159,12 @@ def fit(
     return _farewell(run, keeper, module, stop, evaluate_with)
 
 
+def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config as checkpoints and loggers may hold it."""
+    kept = {key: value for key, value in config.items() if key not in KEYS_WITH_PATHS}
+    return kept | {"data": dict(config["data"]) | {"cache_dir": None, "stream": None}}
+
+
 def create_module(
     config: Mapping[str, Any], shards: ShardSet, settings: TrainerSettings
 ) -> tuple[PretrainModule, RunFacts]:
@@ -173,10 +194,10 @@ def create_module(
     rows = _patient_rows(shards, data)
     loss = create_split_loss(config["loss"], shards, rows)
     half_life = EmaSettings.from_config(config["ema"]).half_life_samples
-    num_samples = len(shards.rows("train") if rows is None else rows)
+    num_samples = len(SplitRows.of(shards, "train") if rows is None else rows)
     facts = RunFacts(
         spec={**spec, "model": {"name": name, **model_config}},
-        config={key: value for key, value in config.items() if key not in KEYS_WITH_PATHS},
+        config=without_paths(config),
         fingerprints={
             "vocabulary": manifest.fingerprints["vocabulary"],
             "signal_profile": manifest.fingerprints["signal_profile"],
@@ -209,6 +230,27 @@ def _patient_rows(shards: ShardSet, data: DataSettings) -> IntArray | None:
     if data.patient_fraction == 1.0:
         return None
     return patient_rows(shards, data.patient_fraction, data.patient_seed)
+
+
+def _order(shards: ShardSet, data: DataSettings, seed: int) -> tuple[Rows, EpochPlan]:
+    """Return the rows that are trained on, and in which order."""
+    chosen = _patient_rows(shards, data)
+    rows: Rows = SplitRows.of(shards, "train") if chosen is None else chosen
+    plan = create_plan(
+        shards,
+        rows,
+        seed,
+        order=data.order,
+        block_shards=data.block_shards,
+        global_batch_size=data.global_batch_size,
+        drop_last=data.last_batch == "drop",
+    )
+    return rows, plan
+
+
+def _order_fingerprint(plan: EpochPlan) -> dict[str, str]:
+    """Return what tells an order from another; nothing for the plain one."""
+    return {} if plan.name == "global" else {"order": plan.name}
 
 
 def _patients_fingerprint(data: DataSettings) -> dict[str, str]:
@@ -284,6 +326,8 @@ def _farewell(
             flush=True,
         )
         return stop.exit_code
+    if left_out := module.fault_counts.in_words():
+        print(left_out, flush=True)
     best = keeper.best
     value = "none" if best["value"] is None else f"{best['value']:.4f}"
     print(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.settings import parse_settings
 
 
@@ -103,6 +103,14 @@ class Budget:
         )
 
 
+_CHOICES = {
+    "reader": ("indexed", "webdataset"),
+    "last_batch": ("pad", "drop"),
+    "order": ("auto", "global", "shard_blocks"),
+    "on_bad_sample": ("stop", "quarantine"),
+}
+
+
 @dataclass(frozen=True)
 class DataSettings:
     """How batches are made.
@@ -112,6 +120,17 @@ class DataSettings:
         batch_size_per_rank: Samples a rank holds at once; None: its whole share. Smaller values
             save memory by accumulating gradients and change no result but rounding.
         checksum: Check every sample read against the index.
+        reader: `indexed`, or `webdataset`: a stream, with weaker promises; see `loader.stream`.
+        stream: Where the stream comes from; see `loader.stream`. None: the shards' folder.
+        num_workers: Threads that read ahead on each rank; 0 reads when a batch is asked for.
+        last_batch: `pad` fills an epoch's last global batch with empty rows; `drop` leaves out what
+            is behind the last whole one, in every epoch something else.
+        order: `global` shuffles the whole split, `shard_blocks` some shards at a time; `auto` is
+            `global` unless the shards are cached and do not fit.
+        block_shards: Shards that `shard_blocks` shuffles jointly; None: a third of the cache.
+        cache_dir: Folder on a local disk for copies of shards; None: read where they lie.
+        cache_bytes: Most bytes the copies may take.
+        on_bad_sample: `stop`, or `quarantine`: its slot stays empty and is counted.
         lead_choice: Which leads the network sees; see `loader.transforms`.
         patient_fraction: Share of the training patients; see `loader.patients`.
         patient_seed: Another seed draws another share.
@@ -120,11 +139,28 @@ class DataSettings:
     global_batch_size: int = 1024
     batch_size_per_rank: int | None = None
     checksum: bool = True
+    reader: str = "indexed"
+    stream: str | None = None
+    num_workers: int = 1
+    last_batch: str = "pad"
+    order: str = "auto"
+    block_shards: int | None = None
+    cache_dir: str | None = None
+    cache_bytes: float = 100e9
+    on_bad_sample: str = "stop"
     lead_choice: str = "all"
     patient_fraction: float = 1.0
     patient_seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, valid in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in valid:
+                raise UserError(f"data.{name}={value!r} is unknown." + did_you_mean(value, valid))
+        if not 0 <= self.num_workers <= 64:
+            raise UserError(f"data.num_workers={self.num_workers} is not between 0 and 64.")
+        if (self.block_shards or 1) < 1 or self.cache_bytes <= 0:
+            raise UserError("data.block_shards must be at least 1 and data.cache_bytes above 0.")
         if not 0 < self.patient_fraction <= 1:
             raise UserError(
                 f"data.patient_fraction={self.patient_fraction} is not above 0 and at most 1."
