@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecgfounder_train.core.errors import UserError, did_you_mean
+from ecgfounder_train.models.kernels import grouped_convolution, pointwise, time_mean
 
 Norm = Literal["none", "batch"]
 Pooling = Literal["mean", "attention"]
@@ -151,12 +152,35 @@ class SameConv1d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         conv = self.conv
-        kernel_size, stride = conv.kernel_size[0], conv.stride[0]
-        before, after = same_padding(x.shape[-1], kernel_size, stride)
+        before, after = same_padding(x.shape[-1], conv.kernel_size[0], conv.stride[0])
         if before != after:  # even padding is free inside the convolution, odd needs a copy
             x, before = F.pad(x, (before, after)), 0
-        weight = conv.weight.unsqueeze(2)
-        return F.conv2d(x, weight, conv.bias, (1, stride), (0, before), groups=conv.groups)
+        weight, stride = conv.weight.unsqueeze(2), (1, conv.stride[0])
+        return F.conv2d(x, weight, conv.bias, stride, (0, before))
+
+
+class PointwiseConv1d(SameConv1d):
+    """The convolution of kernel size 1."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pointwise(x, self.conv.weight, self.conv.bias)
+
+
+class GroupedConv1d(SameConv1d):
+    """The convolution of a block, of its input or of its input's Swish."""
+
+    def __init__(self, channels: int, stride: int, config: Net1DConfig) -> None:
+        groups = channels // config.group_width
+        super().__init__(channels, channels, config.kernel_size, stride, groups)
+
+    def forward(self, x: Tensor, swish: bool = False) -> Tensor:
+        conv = self.conv
+        stride = conv.stride[0]
+        padding = same_padding(x.shape[-1], conv.kernel_size[0], stride)
+        return grouped_convolution(x, conv.weight, conv.bias, stride, padding, swish)
 
 
 class Block(nn.Module):
@@ -184,12 +208,11 @@ class Block(nn.Module):
         self.channel_padding = (extra // 2, extra - extra // 2)
         # BatchNorm2d, as signals have a height of 1; its state is that of BatchNorm1d.
         self.bn1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = SameConv1d(in_channels, out_channels, 1)
+        self.conv1 = PointwiseConv1d(in_channels, out_channels)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        groups = out_channels // config.group_width
-        self.conv2 = SameConv1d(out_channels, out_channels, config.kernel_size, stride, groups)
+        self.conv2 = GroupedConv1d(out_channels, stride, config)
         self.bn3 = nn.BatchNorm2d(out_channels)
-        self.conv3 = SameConv1d(out_channels, out_channels, 1)
+        self.conv3 = PointwiseConv1d(out_channels, out_channels)
         self.se_fc1 = nn.Linear(out_channels, out_channels // 2)
         self.se_fc2 = nn.Linear(out_channels // 2, out_channels)
         if not self.use_norm:
@@ -206,7 +229,7 @@ class Block(nn.Module):
 
     def _gate(self, x: Tensor) -> Tensor:
         """Return the factors of squeeze-and-excitation (B, C), stochastic depth included."""
-        squeezed = F.silu(self.se_fc1(x.mean((2, 3))))
+        squeezed = F.silu(self.se_fc1(time_mean(x)))
         gate = torch.sigmoid(self.se_fc2(squeezed))
         if self.training and self.drop_path:
             keep = 1.0 - self.drop_path
@@ -219,7 +242,10 @@ class Block(nn.Module):
             shortcut = F.pad(shortcut, (0, 0, 0, 0, *self.channel_padding))
         out = x if self.is_first else self._activate(x, self.bn1)
         out = self.conv1(out)
-        out = self.conv2(self._activate(out, self.bn2))
+        if self.dropout:
+            out = self.conv2(self._activate(out, self.bn2))
+        else:
+            out = self.conv2(self.bn2(out) if self.use_norm else out, swish=True)
         out = self.conv3(self._activate(out, self.bn3))
         return torch.addcmul(shortcut, out, self._gate(out)[:, :, None, None])
 
