@@ -19,7 +19,7 @@ import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ecgfounder_train.core.errors import RejectedRecordError, UserError, did_you_mean
@@ -60,7 +60,7 @@ def compose_config(verb: str, overrides: list[str]) -> DictConfig:
         own = _own_keys(verb)
         plain = [item for item in overrides if item.split("=")[0] in own]
         try:
-            config = compose(verb, [item for item in overrides if item not in plain])
+            config = _compose(verb, [item for item in overrides if item not in plain])
             for item in plain:
                 parsed = OverridesParser.create().parse_override(item)
                 config[str(parsed.key_or_group)] = parsed.value()
@@ -70,6 +70,23 @@ def compose_config(verb: str, overrides: list[str]) -> DictConfig:
     if missing:
         needed = " ".join(f"{key}=..." for key in missing)
         raise UserError(f"scripts/{verb}.py needs {needed}. See: python scripts/{verb}.py --help")
+    return config
+
+
+def _compose(verb: str, overrides: list[str]) -> DictConfig:
+    """Compose; a script with the key `launcher` gets there what `hydra/launcher=` chose."""
+    if not any(item.startswith(("hydra/", "hydra.")) for item in overrides):
+        return compose(verb, overrides)
+    config = compose(verb, overrides, return_hydra_config=True)
+    settings = OmegaConf.to_container(config.hydra.launcher, resolve=False)
+    with open_dict(config):
+        del config["hydra"]
+    if "launcher" not in config:
+        raise UserError(
+            f"scripts/{verb}.py starts no jobs itself: give hydra/launcher= to scripts/ablate.py, "
+            "or add --multirun."
+        )
+    config["launcher"] = settings
     return config
 
 
@@ -152,6 +169,8 @@ def _check_overrides(verb: str, overrides: list[str]) -> None:
         if key in groups and key not in own and parsed.package is None and "." not in key:
             _check_choice(key, parsed.value(), verb)
             chosen.append(override)
+        elif key.startswith(("hydra/", "hydra.")):
+            continue  # a group of Hydra's own, which it checks itself
         elif not (parsed.is_add() or parsed.is_force_add()):
             keyed.append((key, override))
     try:
