@@ -61,3 +61,29 @@ def text_series(name: str, column: TextColumn) -> pl.Series:
         missing,
     )
     return pl.Series(name, array, dtype=pl.String)
+
+
+def text_hashes(texts: pl.Series) -> NDArray[np.uint64]:
+    """Return two 64-bit hashes of each text, the same in every version; zeros where null.
+
+    Shape: (rows, 2). The first looks random enough to draw by (FNV-1a, then SplitMix64's mixing).
+    """
+    data, offsets, is_null = text_column(texts)
+    hashes = np.zeros((len(texts), 2), np.uint64)
+    _hash(data, offsets, hashes)
+    hashes[is_null] = 0
+    return hashes
+
+
+@compiled
+def _hash(data: NDArray[np.uint8], offsets: NDArray[np.int64], hashes: NDArray[np.uint64]) -> None:
+    for row in range(len(hashes)):
+        one, other = np.uint64(0xCBF29CE484222325), np.uint64(0x9E3779B97F4A7C15)
+        for place in range(offsets[row], offsets[row + 1]):
+            letter = np.uint64(data[place])
+            one = (one ^ letter) * np.uint64(0x100000001B3)
+            other = (other + letter + np.uint64(1)) * np.uint64(0xD6E8FEB86659FD93)
+            other ^= other >> np.uint64(29)
+        one = (one ^ (one >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        one = (one ^ (one >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        hashes[row, 0], hashes[row, 1] = one ^ (one >> np.uint64(31)), other

@@ -49,6 +49,7 @@ class RejectReason(StrEnum):
     DUPLICATE_RECORD = "duplicate_record"
     EXCLUDED = "excluded_by_list"
     NO_SPLIT = "in_no_part_of_split"
+    PATIENT_LIMIT = "beyond_max_records_per_patient"
 
 
 class RejectedRecordError(Exception):

@@ -31,6 +31,7 @@ import polars as pl
 
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.fingerprints import fingerprint
+from ecgfounder_train.labels.kernels import gather_bits
 from ecgfounder_train.labels.packing import pack, unpack
 
 DATA_FOLDER = Path(__file__).parent / "data"
@@ -250,30 +251,32 @@ class Vocabulary:
         statements = statements.list.drop_nulls()
         read = statements.is_not_null().to_numpy()
         lengths = statements.list.len().fill_null(0).to_numpy().astype(np.int64)
-        filled = np.flatnonzero(lengths)
-        width = (self.num_labels + 7) // 8
-        firm = np.zeros((len(lengths), width), np.uint8)
-        weak = np.zeros_like(firm)
-        if len(filled):
-            flat = statements.gather(filled).explode()
-            distinct = flat.unique(maintain_order=True)
+        flat = statements.gather(np.flatnonzero(lengths)).explode()
+        distinct = flat.unique(maintain_order=True)
+        names = distinct.to_list() if lengths.any() else []
+        numbers = np.zeros(0, np.uint32)
+        if names:
             numbers = flat.cast(pl.Enum(distinct)).to_physical().to_numpy()
-            names = distinct.to_list()
-            for name, count in zip(names, np.bincount(numbers, minlength=len(names)), strict=True):
-                counts[name] = counts.get(name, 0) + int(count)
-            bits = self._bits_of(names)
-            starts = np.concatenate(([0], np.cumsum(lengths[filled])[:-1]))
-            weakened = self._weakened(names, numbers, starts)
-            firm[filled] = _or_by_record(bits, numbers, starts, ~weakened)
-            weak[filled] = _or_by_record(bits, numbers, starts, weakened)
-        return self._resolve(read, firm, weak)
+        for name, count in zip(names, np.bincount(numbers, minlength=len(names)), strict=False):
+            counts[name] = counts.get(name, 0) + int(count)
+        ends = np.concatenate(([0], np.cumsum(lengths)))
+        return self.encoder(names).encode(numbers, ends, read)
 
-    def _resolve(
+    def encoder(self, names: Sequence[str]) -> "Encoder":
+        """Return what turns statements, given as places in `names`, into packed labels."""
+        weakens = np.array([self._is_weakener(name) for name in names], np.bool_)
+        opens = np.zeros(len(names), np.bool_)
+        if self.match == "substring":
+            opens[:] = [self._opens_with_weakener(name) for name in names]
+        return Encoder(self, self._bits_of(names), weakens, opens)
+
+    def resolve(
         self,
         read: npt.NDArray[np.bool_],
         firm: npt.NDArray[np.uint8],
         weak: npt.NDArray[np.uint8],
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """Return packed values and observed flags of labels stated firmly and weakened ones."""
         values = firm | weak if self.weakened == "positive" else firm
         observed = np.where(read[:, None], pack(np.ones(self.num_labels, np.uint8)), np.uint8(0))
         if self.weakened == "unobserved":
@@ -300,20 +303,6 @@ class Vocabulary:
         for row, statement in enumerate(statements):
             flags[row, sorted(self._labels_of(statement))] = 1
         return pack(flags)
-
-    def _weakened(
-        self,
-        names: Sequence[str],
-        numbers: npt.NDArray[Any],
-        starts: npt.NDArray[np.int64],
-    ) -> npt.NDArray[np.bool_]:
-        weakens = np.array([self._is_weakener(name) for name in names])[numbers]
-        weakened = np.concatenate(([False], weakens[:-1]))
-        weakened[starts] = False  # the last statement of one record says nothing about the next
-        if self.match == "substring":
-            opened = np.array([self._opens_with_weakener(name) for name in names])
-            weakened |= opened[numbers]
-        return weakened
 
     def _labels_of(self, statement: str) -> set[int]:
         if self.match == "code":
@@ -395,15 +384,33 @@ class Vocabulary:
         return any(text.startswith(phrase + " ") for phrase in self._weakener_texts)
 
 
-def _or_by_record(
-    bits: npt.NDArray[np.uint8],
-    numbers: npt.NDArray[Any],
-    starts: npt.NDArray[np.int64],
-    chosen: npt.NDArray[np.bool_],
-) -> npt.NDArray[np.uint8]:
-    rows = bits[numbers]
-    rows[~chosen] = 0
-    return np.bitwise_or.reduceat(rows, starts, axis=0)
+@dataclass(frozen=True)
+class Encoder:
+    """Statements by number to packed labels; made by `Vocabulary.encoder`."""
+
+    vocabulary: Vocabulary
+    bits: npt.NDArray[np.uint8]
+    weakens: npt.NDArray[np.bool_]
+    opens_weakened: npt.NDArray[np.bool_]
+
+    def encode(
+        self,
+        numbers: npt.NDArray[np.unsignedinteger],
+        ends: npt.NDArray[np.int64],
+        read: npt.NDArray[np.bool_],
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """Return packed values and observed flags.
+
+        Args:
+            numbers: The statements of all records, one after the other.
+            ends: Where each record's begin, and at last where they end.
+            read: Which records were read by anybody; the others are unobserved.
+        """
+        width = (self.vocabulary.num_labels + 7) // 8
+        firm = np.zeros((len(read), width), np.uint8)
+        weak = np.zeros_like(firm)
+        gather_bits(numbers, ends, self.bits, self.weakens, self.opens_weakened, firm, weak)
+        return self.vocabulary.resolve(read, firm, weak)
 
 
 def _clean_code(statement: str) -> str:
