@@ -19,7 +19,7 @@ _SCHEMES = re.compile(
     r"^(?:mdc_ecg_lead_|scpecg[_ :]*|einthoven[_ ]+|goldberger[_ ]+|ecg_lead_)", re.I
 )
 _REMARK = re.compile(r"[\s_]*(?:\([^)]*\)|\[[^\]]*\])\s*$")
-_WORDS = re.compile(r"^(?:channel|ch|derivation|deriv|abl|ableitung)[\s_.:-]*(?=\S)", re.I)
+_WORDS = re.compile(r"^(?:channel|ch|derivation|deriv|ableitung|abl)[\s_.:-]*(?=\S)", re.I)
 _UNICODE_MINUS = str.maketrans({"\u2212": "-", "\u2013": "-"})
 
 

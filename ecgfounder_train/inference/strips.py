@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 
@@ -14,7 +15,8 @@ from ecgfounder_train.records import EcgRecord
 
 BANNER = "Stays on this machine: names of files may identify patients. Research use only."
 NUM_SHOWN = 15
-_NUM_IN_NOTE = 3
+_NUM_IN_LIST = 3
+_LINES_IN_NOTE, _NOTE_WIDTH = 2, 60  # what the strip's header has room for
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -56,7 +58,7 @@ class StripWriter:
         if result.logits is None:
             return result.prepared.detail
         rows = _ranked(result, self.table)
-        return "; ".join(f"{label} {value:.2f}" for label, value, *_ in rows[:_NUM_IN_NOTE])
+        return "; ".join(f"{label} {value:.2f}" for label, value, *_ in rows[:_NUM_IN_LIST])
 
     def finish(self) -> Path:
         """Write the list of pages and return it."""
@@ -89,7 +91,8 @@ def strip_page(result: RecordResult, table: OutputTable, derive_leads: bool = Tr
     record = _signal(result, table, derive_leads)
     if record is not None:
         page.section("Recording")
-        note = "\n".join(f"{label} {value:.2f}" for label, value, *_ in ranked[:_NUM_IN_NOTE])
+        surest = [(shorten(label, _NOTE_WIDTH), value) for label, value, *_ in ranked]
+        note = "\n".join(f"{label} {value:.2f}" for label, value in surest[:_LINES_IN_NOTE])
         figure = strip_figure(
             record.signal,
             record.fs,
@@ -109,7 +112,9 @@ def strip_page(result: RecordResult, table: OutputTable, derive_leads: bool = Tr
             Column("yes"),
             Column("unit"),
         ]
-        page.table(columns, [list(row) for row in ranked[:NUM_SHOWN]], filterable=False)
+        shown = ranked[:NUM_SHOWN]
+        used = [place for place in range(len(columns)) if any(row[place] for row in shown)]
+        page.table([columns[p] for p in used], [[row[p] for p in used] for row in shown])
         if len(ranked) > NUM_SHOWN:
             page.paragraph(f"The first {NUM_SHOWN} of {len(ranked)}.", hint=True)
     return page

@@ -98,8 +98,9 @@ def layout(head: bytes) -> Layout | None:
     if not rows:
         return None
     sample = rows[min(1, len(rows) - 1)]
-    separator = max("\t;,", key=sample.count)
-    if not sample.count(separator):
+    # Beside a semicolon or tab, a comma is a decimal one.
+    separator = next((mark for mark in "\t;," if mark in sample), "")
+    if not separator:
         separator = " " if len(sample.split()) > 1 else ","
     first = split(rows[0], separator)
     has_head = any(value and not is_number(value) for value in first)

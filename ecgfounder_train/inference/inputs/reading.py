@@ -126,9 +126,8 @@ def from_array(
     wanted = _lead_names(len(values), wanted, remarks)
     rate = _rate(fs, options, remarks)
     scale = _scale(unit, options, remarks)
-    signal = np.ascontiguousarray(values, np.float32)
-    if scale != 1.0:
-        signal = signal * np.float32(scale)
+    signal = np.array(values, np.float32, order="C")  # a copy: the caller's array stays as it is
+    signal *= np.float32(scale)
     signal[~np.isfinite(signal)] = np.nan
     return SourceRecord(EcgRecord(signal, wanted, rate), tuple(remarks))
 
