@@ -30,6 +30,65 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     )
 
 
+@dataclass(frozen=True)
+class LayerCost:
+    """What one layer must at least do for one ECG, its neighbours ideally fused into it.
+
+    Attributes:
+        name: Where it stands.
+        flops: Floating-point operations of the forward pass; the backward pass takes twice that.
+        forward_values: Numbers read from and written to memory in the forward pass.
+        backward_values: The same in the backward pass.
+    """
+
+    name: str
+    flops: int
+    forward_values: int
+    backward_values: int
+
+
+def layer_costs(config: Net1DConfig, num_samples: int) -> list[LayerCost]:
+    """Return the least work of every layer for one ECG, weights not counted (a batch shares them).
+
+    Ideal fusion: an activation, padding or bias costs no traffic of its own. A convolution reads
+    its input and writes its output; its backward pass reads the gradient and the input once for
+    both products and writes the input's gradient. The gate of squeeze-and-excitation needs the
+    whole output of the third convolution first, so that one and the shortcut are read again.
+    """
+    assert config.stage_strides is not None
+    costs: list[LayerCost] = []
+    length = -(-num_samples // config.stem_stride)
+    channels = config.base_filters
+
+    def convolution(name: str, macs: int, values_in: int, values_out: int, first: bool) -> None:
+        backward = values_out + values_in + (0 if first else values_in)
+        costs.append(LayerCost(name, 2 * macs, values_in + values_out, backward))
+
+    signal = config.num_leads * num_samples
+    macs = length * channels * config.num_leads * config.kernel_size
+    convolution("stem", macs, signal, length * channels, True)
+    for stage, (width, depth, stride) in enumerate(
+        zip(config.widths, config.depths, config.stage_strides, strict=True)
+    ):
+        for position in range(depth):
+            name = f"stage {stage} block {position}"
+            before = length * channels
+            convolution(f"{name} conv1", before * width, before, length * width, False)
+            wide = length * width
+            if position == 0:
+                length = -(-length // stride)
+            after = length * width
+            taps = config.group_width * config.kernel_size
+            convolution(f"{name} conv2", after * taps, wide, after, False)
+            convolution(f"{name} conv3", after * width, after, after, False)
+            gate = 4 * width * (width // 2)
+            # Forward: conv3's output, shortcut, sum. Backward: gradient and conv3's output for the
+            # gate's gradient; the shortcut's gradient is added to conv1's.
+            costs.append(LayerCost(f"{name} gate", gate, before + 2 * after, before + 2 * after))
+            channels = width
+    return costs
+
+
 def forward_flops(config: Net1DConfig, num_samples: int) -> int:
     """Return the floating-point operations of one ECG's forward pass (a multiply-add is 2).
 
