@@ -1,4 +1,4 @@
-"""Check a folder of shards, byte by byte or a sample of it. See --help."""
+"""Check a folder of shards, byte by byte or a sample of it, or for leakage. See --help."""
 
 from typing import Any
 
@@ -6,9 +6,16 @@ from ecgfounder_train import app
 
 
 def main(config: dict[str, Any]) -> int:
-    """Verify shards, print the findings, return 1 if there are any."""
+    """Verify or audit shards, print the findings, return 1 if there are any."""
     from ecgfounder_train.shards import verify
+    from ecgfounder_train.shards.audit import audit
 
+    if config["audit"]:
+        leaks = audit(config["shards"], config["against"], float(config["min_correlation"]))
+        if config["pairs"] is not None:
+            leaks.write(config["pairs"])
+        print(leaks)
+        return 0 if leaks.ok else 1
     report = verify(config["shards"], config["sample"], config["seed"], config["private"])
     print(report)
     return 0 if report.ok else 1
