@@ -155,5 +155,117 @@ def test_fingerprint_follows_the_rule_and_not_the_name() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
-def test_split_config_opens_with_its_own_name(path: Path) -> None:
-    assert PatientSplit.from_config(OmegaConf.load(path)).name == path.stem
+def test_split_config_opens_with_its_own_name(path: Path, tmp_path: Path) -> None:
+    config = OmegaConf.load(path)
+    if OmegaConf.missing_keys(config):
+        config["file"] = str(tmp_path / "patients.csv")
+        (tmp_path / "patients.csv").write_text("patient,split\n1,test\n")
+    assert PatientSplit.from_config(config).name == path.stem
+
+
+def visits(rows: list[tuple[str, str | None, int | None]]) -> pl.DataFrame:
+    """Return one row per record: patient, site, year."""
+    hashes = patient_hashes([patient for patient, _, _ in rows])
+    return pl.DataFrame(
+        {
+            "patient_hash": hashes,
+            "canonical_hash": hashes,
+            "split": pl.Series([None] * len(rows), dtype=pl.String),
+            "site": pl.Series([site for _, site, _ in rows], dtype=pl.String),
+            "year": pl.Series([year for _, _, year in rows], dtype=pl.Int32),
+        }
+    )
+
+
+def test_by_site_a_patient_of_both_sites_is_wholly_held_out() -> None:
+    records = visits(
+        [("1", "A", 1), ("2", "B", 1), ("3", "A", 1), ("3", "B", 1), ("4", "C", 1), ("5", None, 1)]
+    )
+    rule = PatientSplit(kind="site", test_sites=["B"], train_sites=["A"], val_fraction=0.0)
+    assigned = rule.assign(records)
+    assert assigned.parts.to_list() == ["train", "test", "test", "test", None, None]
+    assert assigned.joined.height == 1
+    everything = PatientSplit(kind="site", test_sites=["B"], val_fraction=0.0)
+    assert everything.assign(records).parts.to_list()[4] == "train"
+
+
+def test_by_site_validation_is_drawn_from_the_training_sites_alone() -> None:
+    records = visits([(str(i), "A" if i % 2 else "B", 1) for i in range(2000)])
+    rule = PatientSplit(kind="site", test_sites=["B"], val_fraction=0.2)
+    parts = records.with_columns(rule.assign(records).parts.alias("part"))
+    counted = dict(
+        parts.group_by("site", "part")
+        .len()
+        .select(pl.concat_str("site", "part"), "len")
+        .iter_rows()
+    )
+    assert counted["Btest"] == 1000
+    assert counted["Aval"] + counted["Atrain"] == 1000
+    assert 150 < counted["Aval"] < 250
+
+
+def test_by_year_a_patient_on_both_sides_is_wholly_held_out() -> None:
+    records = visits(
+        [("1", "A", 2010), ("1", "A", 2020), ("2", "A", 2017), ("3", "A", 2016), ("4", "A", None)]
+    )
+    rule = PatientSplit(kind="year", test_from_year=2018, val_from_year=2017)
+    assert rule.assign(records).parts.to_list() == ["test", "test", "val", "train", None]
+    drawn = PatientSplit(kind="year", test_from_year=2018, val_fraction=0.0)
+    assert drawn.assign(records).parts.to_list() == ["test", "test", "train", "train", None]
+
+
+def test_a_list_gives_parts_and_the_others_are_left_out_or_get_one(tmp_path: Path) -> None:
+    path = tmp_path / "patients.csv"
+    path.write_text("patient,split,note\n1, test,x\n2,val,\n99,train,\n")
+    records = visits([("1", "A", 1), ("2", "A", 1), ("3", "A", 1)])
+    rule = PatientSplit(kind="list", file=str(path))
+    assert rule.assign(records).parts.to_list() == ["test", "val", None]
+    trained = PatientSplit(kind="list", file=str(path), unlisted="train")
+    assert trained.assign(records).parts.to_list() == ["test", "val", "train"]
+    copy = tmp_path / "moved.csv"
+    copy.write_text("split,patient\ntrain,99\nval,2\ntest,1\n")
+    assert PatientSplit(kind="list", file=str(copy)).fingerprint == rule.fingerprint
+    copy.write_text("split,patient\ntrain,99\nval,2\n")
+    assert PatientSplit(kind="list", file=str(copy)).fingerprint != rule.fingerprint
+
+
+def test_a_list_names_a_merged_patient_by_any_of_the_ids(tmp_path: Path) -> None:
+    path = tmp_path / "patients.csv"
+    path.write_text("patient,split\n7,test\n")
+    merged = visits([("1", "A", 1)]).with_columns(patient_hashes(["2"]).alias("canonical_hash"))
+    others = pl.DataFrame(
+        {"patient_hash": patient_hashes(["7"]), "canonical_hash": patient_hashes(["2"])}
+    )
+    rule = PatientSplit(kind="list", file=str(path))
+    assert rule.assign(merged, others).parts.to_list() == ["test"]
+
+
+def test_wrong_rules_and_lists_are_refused(tmp_path: Path) -> None:
+    records = visits([("1", "A", None)])
+    with pytest.raises(UserError, match="no site Z"):
+        PatientSplit(kind="site", test_sites=["Z"]).assign(records)
+    with pytest.raises(UserError, match="test_sites is empty"):
+        PatientSplit(kind="site")
+    with pytest.raises(UserError, match="both name A"):
+        PatientSplit(kind="site", test_sites=["A"], train_sites=["A"])
+    with pytest.raises(UserError, match="test_from_year=None must be a year"):
+        PatientSplit(kind="year")
+    with pytest.raises(UserError, match="must lie before"):
+        PatientSplit(kind="year", test_from_year=2010, val_from_year=2010)
+    with pytest.raises(UserError, match="knows no years"):
+        PatientSplit(kind="year", test_from_year=2010).assign(records)
+    path = tmp_path / "list.csv"
+    for text, message in [
+        ("a,b\n1,2\n", "no column 'patient'"),
+        ("patient,split\n1,held\n", "names the part 'held'"),
+        ("patient,split\n1,train\n1,test\n", "1 patients more than one part"),
+        ("", "cannot be read"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            PatientSplit(kind="list", file=str(path))
+    path.write_text("patient,split\n5,train\n")
+    with pytest.raises(UserError, match="names none of the patients"):
+        PatientSplit(kind="list", file=str(path)).assign(records)
+    with pytest.raises(UserError, match=r"split\.seed is not a setting of split\.kind=list"):
+        PatientSplit.from_config({"kind": "list", "seed": 3})
