@@ -62,9 +62,30 @@ def train(config: Mapping[str, Any]) -> int:
     data = DataSettings.from_config(config["data"])
     data.per_rank(settings.world_size)
     shards = open_shards(config["shards"], data.cache_dir, data.cache_bytes)
+    require_split(shards, config.get("expect_split"))
     torch.manual_seed(config["seed"])
     module, facts = create_module(config, shards, settings)
     return fit(config, run, shards, module, facts, settings, f"scripts/evaluate.py run={run.name}")
+
+
+def require_split(shards: ShardSet, expected: str | None) -> None:
+    """Raise unless the shards have the split that was asked for.
+
+    Args:
+        shards: What would be trained on.
+        expected: Name or fingerprint of a split; None takes any.
+
+    Raises:
+        UserError: Names both.
+    """
+    manifest = shards.manifest
+    name, found = str(manifest.split.get("name")), manifest.fingerprints["split"]
+    if expected is not None and str(expected) not in (name, found):
+        raise UserError(
+            f"expect_split={expected}, but the shards in {shards.folder} were split by {name!r} "
+            f"(fingerprint {found}). Choose the shards= of that split, or prepare them with it; "
+            "expect_split=null trains on any."
+        )
 
 
 def fit(
