@@ -14,7 +14,13 @@ from ecgfounder_train.evaluation.decisions import Decisions, decisions_file, rea
 from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.loader.transforms import BatchTransform
 from ecgfounder_train.models import create_model
-from ecgfounder_train.models.bundle import DESCRIPTION_FILE, describe, is_bundle, read_bundle
+from ecgfounder_train.models.bundle import (
+    DESCRIPTION_FILE,
+    check_description,
+    describe,
+    is_bundle,
+    read_bundle,
+)
 from ecgfounder_train.models.checkpoint import check_contents
 from ecgfounder_train.models.official import (
     DESCRIPTION_KEY,
@@ -182,6 +188,7 @@ def _from_torch_file(path: Path) -> TrainedModel:
         return _from_run(check_contents(content, path), path)
     state = official_state(content, path)
     if DESCRIPTION_KEY in content:
+        check_description(content[DESCRIPTION_KEY], str(path))
         return _from_description(content[DESCRIPTION_KEY], state, str(path))
     return _from_official(content, state, path)
 
@@ -210,7 +217,11 @@ def _from_run(checkpoint: Mapping[str, Any], path: Path) -> TrainedModel:
         if checksum_file.is_file()
         else None,
         licence=str(spec.get("licence") or UNSTATED_LICENCE),
-        provenance={"kind": "run", **dict(spec.get("provenance") or {})},
+        provenance={
+            **dict(spec.get("provenance") or {}),
+            "kind": "run",
+            "global_step": checkpoint["position"]["global_step"],
+        },
     )
 
 
@@ -252,7 +263,7 @@ def _from_official(content: Mapping[str, Any], state: dict[str, Any], path: Path
         outputs=(),
         decisions=None,
         licence=OFFICIAL_LICENCE,
-        provenance={"kind": "official", "derived_from_official": True, **numbers},
+        provenance={"kind": "official", "derived_from_official": True, "official": numbers},
     )
 
 

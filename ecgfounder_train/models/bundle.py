@@ -24,7 +24,7 @@ DESCRIPTION_FILE = "ecg_model.json"
 FORMAT = "ecgfounder_train model"
 FORMAT_VERSION = 1
 REQUIRED = (
-    *("format", "format_version", "weights", "model", "num_leads", "lead_choice"),
+    *("format", "format_version", "model", "num_leads", "lead_choice"),
     *("outputs", "vocabulary", "signal", "decisions", "licence", "provenance"),
 )
 PRECISIONS: dict[str, torch.dtype] = {
@@ -164,16 +164,26 @@ def read_description(path: Path) -> dict[str, Any]:
         ) from error
     except (ValueError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}). Copy it again.") from error
+    check_description(content, str(path))
+    weights = content.get("weights")
+    if not isinstance(weights, dict) or not {"file", "sha256"} <= set(weights):
+        raise UserError(f"{path}: 'weights' does not name a file and its sha256.")
+    description: dict[str, Any] = content
+    return description
+
+
+def check_description(content: Any, where: str) -> None:
+    """Raise unless this is a whole description of this version.
+
+    Raises:
+        UserError: It is foreign, of another version, or lacks something.
+    """
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path} does not describe a model of this project.")
+        raise UserError(f"{where} does not describe a model of this project.")
     if content.get("format_version") != FORMAT_VERSION:
         raise UserError(
-            f"{path} has format {content.get('format_version')}, this version of ecgfounder_train "
+            f"{where} has format {content.get('format_version')}, this version of ecgfounder_train "
             f"reads {FORMAT_VERSION}. Use the version that wrote it, or export again."
         )
     if missing := [key for key in REQUIRED if key not in content]:
-        raise UserError(f"{path} lacks {', '.join(missing)}. Export the model again.")
-    weights = content["weights"]
-    if not isinstance(weights, dict) or not {"file", "sha256"} <= set(weights):
-        raise UserError(f"{path}: 'weights' does not name a file and its sha256.")
-    return content
+        raise UserError(f"{where} lacks {', '.join(missing)}. Export the model again.")

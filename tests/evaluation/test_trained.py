@@ -74,7 +74,7 @@ def test_what_fine_tuning_writes_is_read(checkpoint: Path) -> None:
     torch.save(content | {"spec": content["spec"] | more}, path)
     trained = TrainedModel.load(path)
     assert trained.outputs[0].unit == "years" and trained.licence == "MIT"
-    assert trained.provenance == {"kind": "run", "derived_from_official": True}
+    assert trained.provenance["derived_from_official"] and trained.provenance["kind"] == "run"
     outputs[0]["name"] = "another"
     torch.save(content | {"spec": content["spec"] | more}, path)
     with pytest.raises(UserError, match="its outputs are not its labels"):
@@ -87,7 +87,9 @@ def test_official_weights_load_with_their_profile(tmp_path: Path, num_leads: int
     assert trained.labels == label_names("ecgfounder150") and trained.model_name == "net1d_1m"
     assert trained.profile.name == "official" and len(trained.profile.leads) == num_leads
     assert trained.profile.leads[0] == "I" and trained.transform.num_leads == num_leads
-    assert trained.licence == OFFICIAL_LICENCE and trained.provenance["val_auroc"] == 0.9
+    assert (
+        trained.licence == OFFICIAL_LICENCE and trained.provenance["official"]["val_auroc"] == 0.9
+    )
     assert trained.decisions is None
 
 
