@@ -6,8 +6,8 @@ from ecgfounder_train import app
 
 
 def main(config: dict[str, Any]) -> int:
-    """Verify or audit shards, print the findings, return 1 if there are any."""
-    from ecgfounder_train.shards import verify
+    """Verify, rebuild or audit shards, print the findings, return 1 if there are any."""
+    from ecgfounder_train.shards import rebuild, verify
     from ecgfounder_train.shards.audit import audit
 
     if config["audit"]:
@@ -16,6 +16,10 @@ def main(config: dict[str, Any]) -> int:
             leaks.write(config["pairs"])
         print(leaks)
         return 0 if leaks.ok else 1
+    if config["rebuild"] is not None:
+        where = {key: config[key] for key in ("private", "root", "storage_options")}
+        names = rebuild(config["shards"], config["rebuild"], **where)
+        print(f"Made anew, as the manifest says: {', '.join(names) or 'none needed it'}.")
     report = verify(config["shards"], config["sample"], config["seed"], config["private"])
     print(report)
     return 0 if report.ok else 1

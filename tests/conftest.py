@@ -1,11 +1,13 @@
 """Fixtures every test may use; each area keeps its own beside its tests."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
 import pytest
+from slurm_cluster import LocalSlurm, start_slurm, why_not
 
 from ecgfounder_train.shards import ShardSet
 
@@ -43,3 +45,24 @@ def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> TinySet:
 def tiny_shards(tiny_set: TinySet) -> ShardSet:
     """The shards of `tiny_set`."""
     return tiny_set.shards
+
+
+@pytest.fixture(scope="session")
+def slurm_session() -> Iterator[LocalSlurm]:
+    """A SLURM of three nodes with two cores each, started once; see `local_slurm`."""
+    if reason := why_not():
+        pytest.skip(reason)
+    with start_slurm(num_nodes=3, cpus=2, preemption=True) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def local_slurm(slurm_session: LocalSlurm) -> Iterator[LocalSlurm]:
+    """The SLURM of this session, idle and whole: no jobs, all nodes up.
+
+    Partition `urgent` preempts `main`. A test that needs another shape starts one of its own with
+    `slurm_cluster.start_slurm`.
+    """
+    slurm_session.reset()
+    yield slurm_session
+    slurm_session.reset()

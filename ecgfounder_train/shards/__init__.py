@@ -13,6 +13,7 @@ from ecgfounder_train.shards.manifest import (
     read_manifest,
 )
 from ecgfounder_train.shards.plan import PlannedShard, plan_shards, sort_catalog
+from ecgfounder_train.shards.rebuild import rebuild
 from ecgfounder_train.shards.sample import Sample, SampleLayout, signal_checksum
 from ecgfounder_train.shards.shard_set import ShardSet
 from ecgfounder_train.shards.verify import VerifyReport, verify
@@ -43,6 +44,7 @@ __all__ = [
     "plan_shards",
     "private_folder",
     "read_manifest",
+    "rebuild",
     "signal_checksum",
     "sort_catalog",
     "verify",

@@ -193,13 +193,13 @@ def build_shards(
         package_version=__version__,
     )
     _make_folders(folder, private, private / UNITS_FOLDER)
-    with _only_build(private), _stop_on_sigterm():
+    with only_build(private), _stop_on_sigterm():
         settings = {**_settings(draft), "format_version": FORMAT_VERSION}
         _check_same_settings(folder, private, settings)
         plan = _plan(folder, private, piles, catalog["record_key"], options)
         for place in (folder, private, private / UNITS_FOLDER):
             sweep_partial_files(place)
-        _write_notes(private, plan, settings, root)
+        _write_notes(private, plan, settings, root, read_ecg is not None)
         rejects, unlabelled = _left_out(catalog, piles, plan)
         found = len(catalog) + len(plan.gone)
         ledger = Ledger(options.limits, found, private / REJECTS_NAME)
@@ -391,7 +391,11 @@ def _check_plan_is_not_lost(folder: Path, private: Path) -> None:
 
 
 def _write_notes(
-    private: Path, plan: StoredPlan, settings: Mapping[str, Any], root: Path | str
+    private: Path,
+    plan: StoredPlan,
+    settings: Mapping[str, Any],
+    root: Path | str,
+    own_reader: bool,
 ) -> None:
     """Put on record what is going to be built, before anything is."""
     plan.write(private)
@@ -399,7 +403,8 @@ def _write_notes(
         with atomic_file(private / GONE_NAME) as handle:
             plan.gone.write_csv(handle)
     where = str(root) if is_remote(root) else str(Path(root).resolve())
-    for name, content in ((_SETTINGS_NAME, settings), (PLACE_NAME, {"root": where})):
+    place = {"root": where, "own_reader": own_reader}
+    for name, content in ((_SETTINGS_NAME, settings), (PLACE_NAME, place)):
         with atomic_file(private / name, "w") as handle:
             handle.write(canonical_json(dict(content)) + "\n")
 
@@ -473,7 +478,7 @@ def _make_folders(folder: Path, private: Path, units: Path) -> None:
 
 
 @contextmanager
-def _only_build(private: Path) -> Iterator[None]:
+def only_build(private: Path) -> Iterator[None]:
     """Hold the folder's lock; the kernel lets go of it when the process dies, however it dies."""
     with open(private / "build.lock", "w") as handle:
         try:

@@ -3,6 +3,8 @@
 import json
 import resource
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +15,7 @@ import yaml
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.pseudonyms import Secret
 from ecgfounder_train.labels import Vocabulary
-from ecgfounder_train.records import STANDARD_LEADS, SignalProfile
+from ecgfounder_train.records import STANDARD_LEADS, EcgRecord, SignalProfile, read_record
 from ecgfounder_train.shards import BuildOptions, ExecutorOptions, Manifest, build_shards
 from ecgfounder_train.splits import PatientSplit
 
@@ -112,11 +114,23 @@ def build(catalog: pl.DataFrame, root: Path, folder: Path, **changes: Any) -> Ma
     return build_shards(catalog, folder, **arguments)
 
 
+@dataclass(frozen=True)
+class SlowReader:
+    """Reads a record as from a slow file system, so that there is a middle to strike in."""
+
+    root: str
+    delay_s: float
+
+    def __call__(self, record_path: str) -> EcgRecord:
+        time.sleep(self.delay_s)
+        return read_record(Path(self.root) / record_path)
+
+
 def main(root: str, folder: str, settings: str = "{}") -> int:
     """Build as a script would; the catalog lies beside the archive.
 
     `settings` is JSON: `executor` and `options` hold keys of their groups, `max_file_bytes` limits
-    every file.
+    every file, `read_delay_s` makes every record slow.
     """
     asked = json.loads(settings)
     if "max_file_bytes" in asked:
@@ -127,6 +141,8 @@ def main(root: str, folder: str, settings: str = "{}") -> int:
         "options": options(**asked.get("options", {})),
         "executor": ExecutorOptions.from_config(asked.get("executor", {})),
     }
+    if "read_delay_s" in asked:
+        changes["read_ecg"] = SlowReader(root, float(asked["read_delay_s"]))
     try:
         build(catalog, Path(root), Path(folder), **changes)
     except UserError as error:
