@@ -5,15 +5,27 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from ecgfounder_train.catalog.exclusions import Exclusions, record_names
+from ecgfounder_train.catalog.facts import (
+    PARTS,
+    CatalogFacts,
+    Readings,
+    count_dimensions,
+    count_prevalence,
+    count_together,
+    encode_readings,
+)
 from ecgfounder_train.catalog.patients import canonical_patients, patient_hashes
+from ecgfounder_train.core.compiled import text_hashes
 from ecgfounder_train.core.errors import RejectReason, UserError
 from ecgfounder_train.core.fingerprints import fingerprint
 from ecgfounder_train.core.pseudonyms import Secret
-from ecgfounder_train.labels import EncodedLabels, Vocabulary
+from ecgfounder_train.labels import Vocabulary
+from ecgfounder_train.labels.kernels import NOT_COUNTED
 from ecgfounder_train.records.sources import SourceTable
 
 OLDEST_YEARS = 89.0
@@ -36,6 +48,7 @@ CATALOG_COLUMNS: dict[str, pl.DataType] = {
 """`patient_hash` is that of the canonical patient, before any secret: the catalog stays private."""
 
 _CHUNK_RECORDS = 500_000
+_NUM_UNKNOWN = 100
 
 
 class Split(Protocol):
@@ -62,6 +75,8 @@ class Catalog:
     """Statements no label knows, with their counts (private: may be free text)."""
     joined_patients: pl.DataFrame | None = field(default=None, compare=False)
     """Patients whose ids fell into several parts (private)."""
+    facts: CatalogFacts | None = field(default=None, compare=False)
+    """Counts for the data report (private until small cells are suppressed)."""
 
 
 def build_catalog(
@@ -71,49 +86,58 @@ def build_catalog(
     split: Split,
     *,
     source_name: str,
+    exclusions: Exclusions | None = None,
+    max_records_per_patient: int | None = None,
 ) -> Catalog:
     """Return the catalog of a source: one row per record, sorted by path, rejected ones included.
+
+    Args:
+        exclusions: Records and patients that must not be written.
+        max_records_per_patient: Of a patient with more usable records so many are kept: those whose
+            ids have the smallest hash. That is a fair draw which no date, secret or order of the
+            tables decides, and a next release changes it for patients with new records only.
 
     Raises:
         UserError: The source has no recordings, none of its statements is in the vocabulary, or no
             record is left that could be written.
     """
+    if max_records_per_patient is not None and max_records_per_patient < 1:
+        raise UserError(
+            f"catalog.max_records_per_patient={max_records_per_patient} must be at least 1; null "
+            "keeps them all."
+        )
     vocabulary = vocabulary.with_texts(source_table.texts)
-    records = source_table.records
-    table = records.drop("statements").collect()
+    exclusions = exclusions or Exclusions()
+    ids = _read_ids(source_table.records, secret, source_name, exclusions)
+    table = ids.frame
     if table.is_empty():
         raise UserError(
             f"The source {source_name} lists no recordings. Check source.root and its tables."
         )
-    encoded = _encode(records.select("statements"), table.height, vocabulary)
-    unknown = _unknown_statements(encoded, vocabulary, source_name)
-
-    patients, other_ids = _patients(table, source_table.merges, secret, source_name)
-    table = table.with_columns(patients)
+    patients, other_ids = _patients(
+        table["patient_id"], source_table.merges, secret, source_name, exclusions
+    )
+    table = table.drop("patient_id").hstack(patients)
     assignment = split.assign(
         table.select(
             pl.col("own_hash").alias("patient_hash"),
             pl.col("patient_hash").alias("canonical_hash"),
-            "split",
+            *("split", "site", "year"),
         ),
         other_ids,
     )
-    table = table.with_columns(
-        assignment.parts.alias("split"),
-        pl.Series(
-            "record_key", [secret.record_key(source_name, name) for name in table["record_id"]]
-        ),
-        pl.lit(source_name).alias("source"),
-        pl.when(pl.col("age_years") > OLDEST_YEARS)
-        .then(90.0)
-        .otherwise(pl.col("age_years"))
-        .alias("age_years"),
-        _binary("labels", encoded.values),
-        _binary("observed", encoded.observed),
-        pl.Series("has_label", encoded.observed.any(axis=1)),
-    ).with_columns(_reject_reason())
-    table = table.sort("record_path", "record_key", maintain_order=True)
-    summary = _summary(table, source_table.counts, assignment.joined, encoded, unknown, vocabulary)
+    table = table.with_columns(assignment.parts.alias("split")).with_columns(
+        _reject_reason(ids.is_repeated, ids.is_excluded)
+    )
+    read = _encode(source_table, vocabulary, _numbers_of_parts(table))
+    unknown = _unknown_statements(read.statement_counts, vocabulary, source_name)
+    table = table.with_columns(pl.Series("has_label", read.observed.any(axis=1)))
+    if max_records_per_patient is not None:
+        table = table.with_columns(_over_limit(table, ids.hashes, max_records_per_patient))
+    summary = _summary(
+        table, source_table.counts, assignment.joined, read.statement_counts, unknown, vocabulary
+    )
+    summary["excluded"] = _count_exclusions(table, ids, exclusions, source_table.merges)
     if not summary["with_label"]:
         raise UserError(
             f"No record of source {source_name} has an observed label and a patient: of "
@@ -121,43 +145,229 @@ def build_catalog(
             f"{sum(summary['rejected'].values()):,} rejected {summary['rejected']}. Check the "
             "labels table (source.*) and the vocabulary (labels=)."
         )
+    facts = _facts(table, read, source_table, vocabulary, unknown, summary)
+    fingerprints = {
+        "vocabulary": vocabulary.fingerprint,
+        "statement_texts": fingerprint(dict(vocabulary.texts)),
+        "split": split.fingerprint,
+        "secret": secret.fingerprint,
+        "exclusions": exclusions.fingerprint(secret),
+        "max_records_per_patient": fingerprint(max_records_per_patient),
+    }
+    table = table.drop("own_hash", "has_label", "is_excluded_patient").with_columns(
+        pl.lit(source_name).alias("source"),
+        pl.when(pl.col("age_years") > OLDEST_YEARS)
+        .then(90.0)
+        .otherwise(pl.col("age_years"))
+        .alias("age_years"),
+        _binary("labels", read.values),
+        _binary("observed", read.observed),
+    )
+    del read
     return Catalog(
-        table.select(pl.col(name).cast(kind).alias(name) for name, kind in CATALOG_COLUMNS.items()),
+        _sorted(table),
         vocabulary.labels,
-        {
-            "vocabulary": vocabulary.fingerprint,
-            "statement_texts": fingerprint(dict(vocabulary.texts)),
-            "split": split.fingerprint,
-            "secret": secret.fingerprint,
-        },
+        fingerprints,
         summary,
         _warnings(summary),
         unknown,
         assignment.joined,
+        facts,
     )
 
 
-def _encode(statements: pl.LazyFrame, height: int, vocabulary: Vocabulary) -> EncodedLabels:
+@dataclass(frozen=True, eq=False)
+class _Ids:
+    """Everything of a source but the statements; ids of records only as keys and hashes."""
+
+    frame: pl.DataFrame
+    hashes: NDArray[np.uint64]
+    is_repeated: pl.Series
+    is_excluded: pl.Series
+    found_entries: frozenset[str]
+    """Entries of the list of excluded records that fit a record."""
+
+
+def _read_ids(
+    records: pl.LazyFrame, secret: Secret, source_name: str, exclusions: Exclusions
+) -> _Ids:
+    # In slices: the ids of ten million records would take a gigabyte, and are needed for no longer
+    # than it takes to make keys of them.
+    records = records.drop("statements")
+    height = int(records.select(pl.len()).collect().item())
+    parts, hashes = [], []
+    excluded: list[pl.Series] = []
+    entries = pl.Series("entry", sorted(exclusions.records), dtype=pl.String).implode()
+    found: set[str] = set()
+    for start in range(0, max(height, 1), _CHUNK_RECORDS):
+        part = records.slice(start, _CHUNK_RECORDS).collect()
+        names = part["record_id"]
+        hashes.append(text_hashes(names))
+        keys = secret.record_keys(source_name, names.fill_null("").to_list())
+        if exclusions.records:
+            listed = record_names(part)
+            hits = [listed[name].is_in(entries) for name in listed.columns]
+            for name, hit in zip(listed.columns, hits, strict=True):
+                found.update(listed[name].filter(hit).to_list())
+            excluded.append((hits[0] | hits[1] | hits[2]).fill_null(False))
+        parts.append(
+            part.drop("record_id").with_columns(pl.Series("record_key", keys, dtype=pl.String))
+        )
+    frame = pl.concat(parts)
+    both = np.concatenate(hashes)
+    is_repeated = _repeated(both)
+    if is_repeated.any():
+        # The second row of a record is rejected, but has a key of its own: rows never share one.
+        rows = np.flatnonzero(is_repeated.to_numpy())
+        again = [
+            f"{key}\0{number}"
+            for number, key in enumerate(frame["record_key"].gather(rows).to_list())
+        ]
+        renamed = frame["record_key"].scatter(rows, secret.record_keys(source_name, again))
+        frame = frame.with_columns(renamed.alias("record_key"))
+    is_excluded = pl.concat(excluded) if excluded else pl.Series([False]).new_from_index(0, height)
+    return _Ids(frame, both[:, 0], is_repeated, is_excluded, frozenset(found))
+
+
+def _repeated(hashes: NDArray[np.uint64]) -> pl.Series:
+    """Return which rows have an id that came before; both hashes together decide."""
+    first = pl.Series("first", hashes[:, 0])
+    suspect = np.flatnonzero(first.is_duplicated().to_numpy())
+    pairs = pl.DataFrame({"first": hashes[suspect, 0], "second": hashes[suspect, 1]})
+    repeated = np.zeros(len(hashes), np.bool_)
+    repeated[suspect] = (
+        ~pairs.select(pl.struct("first", "second").is_first_distinct()).to_series().to_numpy()
+    )
+    return pl.Series("is_repeated", repeated)
+
+
+def _numbers_of_parts(table: pl.DataFrame, usable: bool = False) -> NDArray[np.uint8]:
+    """Return the place in `facts.PARTS` of each record that is not rejected (and labelled)."""
+    numbers = {part: number for number, part in enumerate(PARTS)}
+    counts = pl.col("reject_reason").is_null()
+    if usable:
+        counts &= pl.col("has_label")
+    part = (
+        pl.when(counts)
+        .then(pl.col("split").replace_strict(numbers, default=None, return_dtype=pl.UInt8))
+        .fill_null(NOT_COUNTED)
+    )
+    return table.select(part.cast(pl.UInt8).alias("part"))["part"].to_numpy()
+
+
+def _over_limit(table: pl.DataFrame, hashes: NDArray[np.uint64], limit: int) -> pl.Expr:
+    usable = table.select(
+        pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"),
+        pl.col("patient_hash"),
+        pl.Series("draw", hashes),
+        (pl.col("reject_reason").is_null() & pl.col("has_label")).alias("usable"),
+    ).filter("usable")
+    usable = usable.filter(pl.len().over("patient_hash") > limit)
+    beyond = usable.filter(pl.col("draw").rank("ordinal").over("patient_hash") > limit)[
+        "row"
+    ].to_numpy()
+    mask = np.zeros(table.height, np.bool_)
+    mask[beyond] = True
+    return (
+        pl.when(pl.Series(mask))
+        .then(pl.lit(RejectReason.PATIENT_LIMIT.value))
+        .otherwise("reject_reason")
+        .alias("reject_reason")
+    )
+
+
+def _encode(
+    source_table: SourceTable, vocabulary: Vocabulary, parts: NDArray[np.uint8]
+) -> Readings:
+    chosen = source_table.label_source
+    if chosen in source_table.readings:
+        return encode_readings(source_table.readings, chosen, vocabulary, parts)
     # In slices: the lists of ten million records would take several gigabytes at once.
-    parts = [
+    statements = source_table.records.select("statements")
+    encoded = [
         vocabulary.encode_many(statements.slice(start, _CHUNK_RECORDS).collect()["statements"])
-        for start in range(0, height, _CHUNK_RECORDS)
+        for start in range(0, len(parts), _CHUNK_RECORDS)
     ]
     counts: dict[str, int] = {}
-    for part in parts:
+    for part in encoded:
         for statement, count in part.statement_counts.items():
             counts[statement] = counts.get(statement, 0) + count
-    return EncodedLabels(
-        np.concatenate([part.values for part in parts]),
-        np.concatenate([part.observed for part in parts]),
-        counts,
+    values = np.concatenate([part.values for part in encoded])
+    observed = np.concatenate([part.observed for part in encoded])
+    said = count_prevalence(values, observed, parts, vocabulary.labels)
+    return Readings(values, observed, counts, {chosen or "source": said}, {})
+
+
+def _facts(
+    table: pl.DataFrame,
+    read: Readings,
+    source_table: SourceTable,
+    vocabulary: Vocabulary,
+    unknown: pl.DataFrame,
+    summary: Mapping[str, Any],
+) -> CatalogFacts:
+    parts = _numbers_of_parts(table, usable=True)
+    return CatalogFacts(
+        counts=count_dimensions(table, parts),
+        labels=vocabulary.labels,
+        label_source=source_table.label_source or "source",
+        prevalence=read.prevalence,
+        agreement=read.agreement,
+        together=count_together(read.values, read.observed, parts, vocabulary.num_labels),
+        quirks=[quirk._asdict() for quirk in source_table.quirks],
+        unknown_statements=unknown.head(_NUM_UNKNOWN).rows(),
+        summary=summary,
     )
+
+
+def _count_exclusions(
+    table: pl.DataFrame, ids: _Ids, exclusions: Exclusions, merges: pl.DataFrame | None
+) -> dict[str, int]:
+    """Return how many entries were listed and found; which they are is not said."""
+    counts = {
+        "records_listed": len(exclusions.records),
+        "records_unknown": len(exclusions.records - ids.found_entries),
+        "patients_listed": len(exclusions.patients),
+        "patients_unknown": 0,
+    }
+    if exclusions.patients:
+        hit = table.filter("is_excluded_patient")
+        present = set(hit["patient_hash"].to_list())
+        canonical = canonical_patients(merges)
+        listed = [canonical.get(patient, patient) for patient in sorted(exclusions.patients)]
+        counts["patients_unknown"] = sum(
+            hashed not in present for hashed in patient_hashes(listed).to_list()
+        )
+    return counts
+
+
+def _sorted(table: pl.DataFrame) -> pl.DataFrame:
+    """Return the catalog's columns in path order, made one by one: all at once are two catalogs."""
+    path = table["record_path"]
+    order = None
+    if path.null_count() or not path.is_sorted():
+        order = path.arg_sort()
+        path = path.gather(order)
+    alike = path.is_duplicated().to_numpy()
+    if alike.any():  # rejected rows only; their keys decide
+        rows = order.to_numpy().copy() if order is not None else np.arange(len(path))
+        places = np.flatnonzero(alike)
+        chosen = table.select("record_path", "record_key")[rows[places]]
+        rows[places] = rows[places][
+            chosen.with_row_index("place").sort("record_path", "record_key")["place"].to_numpy()
+        ]
+        order = pl.Series(rows)
+    columns = {name: table[name] for name in CATALOG_COLUMNS}
+    del table, path
+    for name, kind in CATALOG_COLUMNS.items():
+        column = columns[name].cast(kind)
+        columns[name] = column if order is None else column.gather(order)
+    return pl.DataFrame(columns)
 
 
 def _unknown_statements(
-    encoded: EncodedLabels, vocabulary: Vocabulary, source_name: str
+    counts: Mapping[str, int], vocabulary: Vocabulary, source_name: str
 ) -> pl.DataFrame:
-    counts = encoded.statement_counts
     unknown = {name: count for name, count in counts.items() if not vocabulary.knows(name)}
     if counts and len(unknown) == len(counts):
         examples = ", ".join(repr(name) for name in list(counts)[:5])
@@ -173,23 +383,41 @@ def _unknown_statements(
 
 
 def _patients(
-    table: pl.DataFrame, merges: pl.DataFrame | None, secret: Secret, source_name: str
+    own: pl.Series,
+    merges: pl.DataFrame | None,
+    secret: Secret,
+    source_name: str,
+    exclusions: Exclusions,
 ) -> tuple[list[pl.Series], pl.DataFrame | None]:
+    """Return hashes, keys and exclusion of each record's patient; and the hashes of merged ids."""
     canonical = canonical_patients(merges)
-    own = table["patient_id"]
-    merged = own if not canonical else own.replace(canonical)
-    everyone = pl.concat([own, merged]).drop_nulls().unique(maintain_order=True)
-    hash_of = pl.DataFrame({"id": everyone, "hash": patient_hashes(everyone)})
-    of_merged = merged.drop_nulls().unique(maintain_order=True)
-    key_of = pl.DataFrame(
-        {"id": of_merged, "key": [secret.patient_key(source_name, name) for name in of_merged]},
-        schema={"id": pl.String, "key": pl.String},
+    people = own.drop_nulls().unique(maintain_order=True)
+    names = people.to_list()
+    merged = [canonical.get(name, name) for name in names]
+    excluded = exclusions.everyone(merges)
+    of_people = pl.DataFrame(
+        {
+            "id": people,
+            "own_hash": patient_hashes(names),
+            "patient_hash": patient_hashes(merged),
+            "patient_key": pl.Series(secret.patient_keys(source_name, merged), dtype=pl.String),
+            "is_excluded_patient": pl.Series(
+                [name in excluded for name in merged], dtype=pl.Boolean
+            ),
+        }
     )
-    columns = [
-        _look_up(own, hash_of).alias("own_hash"),
-        _look_up(merged, hash_of).alias("patient_hash"),
-        _look_up(merged, key_of).alias("patient_key"),
-    ]
+    place = (
+        own.rename("id")
+        .to_frame()
+        .join(
+            of_people.select("id").with_row_index("place"),
+            on="id",
+            how="left",
+            maintain_order="left",
+        )["place"]
+    )
+    columns = [of_people[name].gather(place) for name in of_people.columns[1:]]
+    columns[-1] = columns[-1].fill_null(False)
     if not canonical:
         return columns, None
     others = pl.DataFrame(
@@ -201,15 +429,7 @@ def _patients(
     return columns, others
 
 
-def _look_up(ids: pl.Series, table: pl.DataFrame) -> pl.Series:
-    return (
-        ids.rename("id")
-        .to_frame()
-        .join(table, on="id", how="left", maintain_order="left")[table.columns[1]]
-    )
-
-
-def _binary(name: str, packed: npt.NDArray[np.uint8]) -> pl.Series:
+def _binary(name: str, packed: NDArray[np.uint8]) -> pl.Series:
     # Through Arrow: ten million Python bytes objects would take a gigabyte on the way.
     kind = pa.binary(packed.shape[1])
     data = pa.py_buffer(np.ascontiguousarray(packed))
@@ -217,13 +437,15 @@ def _binary(name: str, packed: npt.NDArray[np.uint8]) -> pl.Series:
     return pl.Series(name, cells).cast(pl.Binary)
 
 
-def _reject_reason() -> pl.Expr:
+def _reject_reason(is_repeated: pl.Series, is_excluded: pl.Series) -> pl.Expr:
     path = pl.col("record_path")
     outside = path.is_null() | path.str.starts_with("/") | path.str.contains(r"(^|/)\.\.(/|$)")
     return (
-        pl.when(pl.col("reject_reason").is_not_null())
+        pl.when(pl.lit(is_excluded) | pl.col("is_excluded_patient"))
+        .then(pl.lit(RejectReason.EXCLUDED.value))
+        .when(pl.col("reject_reason").is_not_null())
         .then(pl.col("reject_reason"))
-        .when(~pl.col("record_id").is_first_distinct())
+        .when(pl.lit(is_repeated))
         .then(pl.lit(RejectReason.DUPLICATE_RECORD.value))
         .when(outside)  # a table that points outside the root is not followed
         .then(pl.lit(RejectReason.MISSING_HEADER.value))
@@ -250,6 +472,13 @@ def _warnings(summary: Mapping[str, Any]) -> tuple[str, ...]:
             f"The patient of {stand_ins:,} records is not known, and each stands for one: if "
             "patients have several records, they may fall into different parts."
         )
+    for what in ("records", "patients"):
+        unknown = summary["excluded"][f"{what}_unknown"]
+        if unknown:
+            warnings.append(
+                f"{unknown:,} of {summary['excluded'][f'{what}_listed']:,} entries of "
+                f"exclude.{what} fit nothing in this source."
+            )
     return tuple(warnings)
 
 
@@ -257,29 +486,33 @@ def _summary(
     table: pl.DataFrame,
     quirks: Mapping[str, int],
     joined: pl.DataFrame,
-    encoded: EncodedLabels,
+    statement_counts: Mapping[str, int],
     unknown: pl.DataFrame,
     vocabulary: Vocabulary,
 ) -> dict[str, Any]:
-    kept = table.filter(pl.col("reject_reason").is_null())
+    kept = table.select("reject_reason", "has_label", "split", "patient_hash").filter(
+        pl.col("reject_reason").is_null()
+    )
     usable = kept.filter("has_label")
     rejected = table["reject_reason"].drop_nulls().value_counts().sort("reject_reason")
     parts = {
-        str(name): {"records": part.height, "patients": part["patient_key"].n_unique()}
-        for (name,), part in usable.group_by("split", maintain_order=True)
+        str(name): {"records": records, "patients": patients}
+        for name, records, patients in usable.group_by("split")
+        .agg(pl.len(), pl.col("patient_hash").n_unique())
+        .iter_rows()
     }
     return {
         "found": table.height,
         "with_label": usable.height,
         "unlabelled": kept.height - usable.height,
         "rejected": dict(rejected.iter_rows()),
-        "patients": usable["patient_key"].n_unique(),
+        "patients": usable["patient_hash"].n_unique(),
         "splits": {name: parts[name] for name in sorted(parts)},
         "patients_joined_across_parts": joined.height,
         "statements": {
-            "read": sum(encoded.statement_counts.values()),
+            "read": sum(statement_counts.values()),
             "in_no_label": int(unknown["count"].sum()),
-            "different": len(encoded.statement_counts),
+            "different": len(statement_counts),
             "different_in_no_label": unknown.height,
         },
         "source": dict(quirks),

@@ -228,7 +228,10 @@ def test_a_written_catalog_reads_back_equal(tmp_path: Path, heedb: SourceTable) 
         "vocabulary": VOCABULARY.fingerprint,
         "split": PatientSplit().fingerprint,
         "secret": SECRET.fingerprint,
-        "statement_texts": catalog.fingerprints["statement_texts"],
+        **{
+            name: catalog.fingerprints[name]
+            for name in ("statement_texts", "exclusions", "max_records_per_patient")
+        },
     }
 
 

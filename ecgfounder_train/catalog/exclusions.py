@@ -1,0 +1,82 @@
+"""Records and patients that a user knows to be bad or withdrawn: never written, always counted."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from ecgfounder_train.catalog.patients import canonical_patients
+from ecgfounder_train.core.errors import UserError, did_you_mean
+from ecgfounder_train.core.fingerprints import fingerprint
+from ecgfounder_train.core.pseudonyms import Secret
+
+
+@dataclass(frozen=True)
+class Exclusions:
+    """Two lists. A record goes by its path, its file name or its id; a patient by any of the ids.
+
+    Files hold one entry a line; lines that begin with `#` are comments.
+    """
+
+    records: frozenset[str] = field(default_factory=frozenset, repr=False)
+    patients: frozenset[str] = field(default_factory=frozenset, repr=False)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any] | None) -> "Exclusions":
+        """Return the lists of a config's `exclude`, each the path of a file or null.
+
+        Raises:
+            UserError: Unknown key, or a file that cannot be read.
+        """
+        lists = {}
+        for key, file in (config or {}).items():
+            if key not in ("records", "patients"):
+                raise UserError(
+                    f"exclude.{key} is not a setting.{did_you_mean(key, ('records', 'patients'))}"
+                )
+            if file:
+                lists[key] = _read(str(file), f"exclude.{key}", as_path=key == "records")
+        return cls(**lists)
+
+    def fingerprint(self, secret: Secret) -> str:
+        """Changes with any entry. Made of keys: a hash of a short list of ids could be undone."""
+        return fingerprint(
+            [
+                sorted(secret.record_keys("exclude", self.records)),
+                sorted(secret.patient_keys("exclude", self.patients)),
+            ]
+        )
+
+    def everyone(self, merges: pl.DataFrame | None) -> frozenset[str]:
+        """Return the canonical ids of the patients: a withdrawal holds for all ids of one."""
+        canonical = canonical_patients(merges)
+        return frozenset(canonical.get(patient, patient) for patient in self.patients)
+
+
+def record_names(records: pl.DataFrame) -> pl.DataFrame:
+    """Return the names that a list of records may use: `record_id`, `record_path` and the stem."""
+    return records.select(
+        "record_id",
+        "record_path",
+        pl.col("record_path").str.split("/").list.last().alias("stem"),
+    )
+
+
+def _read(file: str, key: str, as_path: bool) -> frozenset[str]:
+    path = Path(file).expanduser()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{key}={file} cannot be read: {error}.") from error
+    entries = pl.Series([line for line in lines if not line.startswith("#")], dtype=pl.String)
+    entries = entries.str.strip_chars().str.strip_chars('"')
+    if as_path:
+        entries = entries.str.replace(r"(?i)\.(hea|dat|mat)$", "").str.replace(r"^(\./|/)+", "")
+    else:
+        entries = entries.str.replace(r"^(\d+)\.0+$", "$1")
+    found = frozenset(entries.filter(entries != "").to_list())
+    if not found:
+        raise UserError(f"{key}={file} holds no entry. Leave it out, or name the right file.")
+    return found
