@@ -79,6 +79,7 @@ class FinetuneModule(PretrainModule):
         signal, targets, observed = self.transform(batch, training=True)
         signal = random_crop(signal, batch, self.crops, self.seed)
         elements = self.loss(self.model(signal).float(), targets, observed)
+        self.suspects.note(batch["rows"], elements)
         share: Tensor = elements.sum() / batch["loss_denominator"]
         return share
 

@@ -169,14 +169,17 @@ def _report_labels(
         labels=predictions.labels,
     )
     macro = ranking.auroc.macro()
+    defined = ranking.auroc.value[~np.isnan(ranking.auroc.value)]
+    # Too few patients for any interval: the mean stands alone.
+    value = macro.value if macro.num_labels else defined.mean() if len(defined) else np.nan
     return {
         "num_records": len(predictions),
         "score": {
             "metric": "macro AUROC" if len(predictions.labels) > 1 else "AUROC",
-            "value": _plain(macro.value),
+            "value": _plain(float(value)),
             "lower": _plain(macro.lower),
             "upper": _plain(macro.upper),
-            "num_labels": macro.num_labels,
+            "num_labels": macro.num_labels or len(defined),
         },
         "outputs": [
             {

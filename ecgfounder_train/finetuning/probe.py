@@ -159,24 +159,31 @@ def fit_logistic(x: Tensor, y: Tensor, penalties: tuple[float, ...]) -> list[Sol
     count = observed.sum(0).clamp(min=1)
     frequency = ((target * observed).sum(0) / count).clamp(1e-6, 1 - 1e-6)
     learnable = ((target * observed).sum(0) > 0) & (((1 - target) * observed).sum(0) > 0)
-    weight = torch.zeros(y.shape[1], x.shape[1], dtype=x.dtype)
-    bias = torch.logit(frequency).to(x.dtype)
+    prior = torch.logit(frequency).to(x.dtype)
+    # Along the features' principal axes the curvature is nearly diagonal; stepping by its inverse
+    # root takes some twenty iterations where the bare features take hundreds. A rotation leaves
+    # |w|^2 as it is.
+    spread, axes = torch.linalg.eigh(x.T @ x / len(x))
+    x = x @ axes
+    curvature = (frequency * (1 - frequency)).to(x.dtype)
+    weight, bias = torch.zeros(y.shape[1], x.shape[1], dtype=x.dtype), prior
     solutions = []
     for penalty in penalties:
-        weight, bias = _lbfgs(weight, bias, _objective(x, target, observed, count, penalty))
-        weight = weight * learnable[:, None]
-        bias = torch.where(learnable, bias, torch.logit(frequency))
-        solutions.append((weight, bias))
+        scale = (curvature[:, None] * spread.clamp(min=0) + penalty).rsqrt()
+        value = _objective(x, target, observed / count, penalty, scale, curvature.rsqrt())
+        found = _lbfgs(weight / scale, bias / curvature.rsqrt(), value)
+        weight = torch.where(learnable[:, None], found[0] * scale, 0.0)
+        bias = torch.where(learnable, found[1] * curvature.rsqrt(), prior)
+        solutions.append((weight @ axes.T, bias))
     return solutions
 
 
 def _objective(
-    x: Tensor, target: Tensor, observed: Tensor, count: Tensor, penalty: float
+    x: Tensor, target: Tensor, share: Tensor, penalty: float, scale: Tensor, bias_scale: Tensor
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    share = observed / count
-
-    def value(weight: Tensor, bias: Tensor) -> Tensor:
-        logits = x @ weight.T + bias
+    def value(scaled_weight: Tensor, scaled_bias: Tensor) -> Tensor:
+        weight = scaled_weight * scale
+        logits = x @ weight.T + scaled_bias * bias_scale
         elements = binary_cross_entropy_with_logits(logits, target, reduction="none")
         return (elements * share).sum() + penalty / 2 * weight.square().sum()
 
@@ -191,8 +198,8 @@ def _lbfgs(
         [weight, bias],
         max_iter=_MOST_ITERATIONS,
         history_size=20,
-        tolerance_grad=1e-7,
-        tolerance_change=1e-10,
+        tolerance_grad=1e-6,
+        tolerance_change=1e-9,
         line_search_fn="strong_wolfe",
     )
 

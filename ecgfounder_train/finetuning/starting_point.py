@@ -103,7 +103,8 @@ class StartingPoint:
         else:
             raise UserError("checkpoint=none with a table needs signal=NAME: how to read records.")
         return cls(
-            dict(config["model"]),
+            # Which kernels compute is a matter of the machine, not of the network.
+            {key: value for key, value in config["model"].items() if key != "kernels"},
             SignalProfile.from_config(signal),
             "all",
             None,

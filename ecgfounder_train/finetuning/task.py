@@ -102,6 +102,11 @@ class Task:
             raise UserError("task.folds names values of a column: give task.split_column too.")
         if not 0 < self.val_fraction < 1 or not 0 <= self.test_fraction < 1:
             raise UserError("task.val_fraction and task.test_fraction are shares below 1.")
+        if (1 - self.val_fraction) * (1 - self.test_fraction) < 0.5:
+            raise UserError(
+                f"task.val_fraction={self.val_fraction} and task.test_fraction="
+                f"{self.test_fraction} leave less than half of the patients for training."
+            )
 
     def _check_codes(self) -> None:
         if self.kind not in ("icd", "multi_label"):

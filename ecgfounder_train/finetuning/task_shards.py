@@ -68,6 +68,14 @@ class TaskShards(ShardSet):
             raise UserError(f"There is no split {split!r}.{did_you_mean(split, SPLITS)}")
         return self.parts[split]
 
+    def row_ranges(self, split: str) -> list[range]:
+        """Return the same as stretches of neighbours, in order."""
+        rows = self.rows(split)
+        if not len(rows):
+            return []
+        breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+        return [range(int(part[0]), int(part[-1]) + 1) for part in np.split(rows, breaks)]
+
     @cached_property
     def patients(self) -> npt.NDArray[np.bytes_]:
         """Patient key of each index row."""
