@@ -8,7 +8,7 @@ from ecgfounder_train import app
 
 def main(config: dict[str, Any]) -> None:
     """Build or complete the catalog and the shards of a source."""
-    from ecgfounder_train.catalog import build_catalog, write_catalog
+    from ecgfounder_train.catalog import Selection, build_catalog, write_catalog
     from ecgfounder_train.core.pseudonyms import load_or_create_secret
     from ecgfounder_train.labels import Vocabulary
     from ecgfounder_train.records import SignalProfile
@@ -22,15 +22,14 @@ def main(config: dict[str, Any]) -> None:
     split = PatientSplit.from_config(config["split"])
     options = BuildOptions.from_config(config["build"])
     executor = ExecutorOptions.from_config(config["executor"])
+    selection = Selection.from_config(config["exclude"], config["catalog"])
     source = open_source(config["source"])
     private, name = Path(config["private"]), str(config["source"]["name"])
     print(f"Reading the tables of {name} ...", flush=True)
     table = source.read()
     secret = load_or_create_secret(config["secret"])
-    catalog = build_catalog(table, vocabulary, secret, split, source_name=name)
-    print(f"Catalog: {catalog.frame.height:,} records found.", flush=True)
-    for warning in catalog.warnings:
-        print(f"warning: {warning}", flush=True)
+    catalog = build_catalog(table, vocabulary, secret, split, source_name=name, selection=selection)
+    print(catalog.in_words, flush=True)
     manifest = build_shards(
         catalog.frame,
         config["shards"],

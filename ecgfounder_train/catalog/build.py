@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ecgfounder_train.catalog.exclusions import Exclusions, record_names
+from ecgfounder_train.catalog.exclusions import Exclusions, Selection, record_names
 from ecgfounder_train.catalog.facts import (
     PARTS,
     CatalogFacts,
@@ -78,6 +78,26 @@ class Catalog:
     facts: CatalogFacts | None = field(default=None, compare=False)
     """Counts for the data report (private until small cells are suppressed)."""
 
+    @property
+    def in_words(self) -> str:
+        """Return how many records were found, and what is odd beside what was published."""
+        lines = [f"Catalog: {self.summary['found']:,} records found."]
+        for quirk in self.facts.quirks if self.facts else ():
+            if quirk["published"] is not None:
+                name = quirk["name"].replace("_", " ")
+                lines.append(
+                    f"  {quirk['site']} {name}: {quirk['found']:,} (published "
+                    f"{quirk['published']:,})"
+                )
+        for reason, count in self.summary["rejected"].items():
+            lines.append(f"  rejected: {reason}: {count:,}")
+        statements = self.summary["statements"]
+        lines.append(
+            f"  {statements['in_no_label']:,} of {statements['read']:,} statements bear on no "
+            f"label ({statements['different_in_no_label']:,} different ones)"
+        )
+        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+
 
 def build_catalog(
     source_table: SourceTable,
@@ -86,28 +106,20 @@ def build_catalog(
     split: Split,
     *,
     source_name: str,
-    exclusions: Exclusions | None = None,
-    max_records_per_patient: int | None = None,
+    selection: Selection | None = None,
 ) -> Catalog:
     """Return the catalog of a source: one row per record, sorted by path, rejected ones included.
 
     Args:
-        exclusions: Records and patients that must not be written.
-        max_records_per_patient: Of a patient with more usable records so many are kept: those whose
-            ids have the smallest hash. That is a fair draw which no date, secret or order of the
-            tables decides, and a next release changes it for patients with new records only.
+        selection: Records and patients that must not be written, and how many of one patient.
 
     Raises:
         UserError: The source has no recordings, none of its statements is in the vocabulary, or no
             record is left that could be written.
     """
-    if max_records_per_patient is not None and max_records_per_patient < 1:
-        raise UserError(
-            f"catalog.max_records_per_patient={max_records_per_patient} must be at least 1; null "
-            "keeps them all."
-        )
     vocabulary = vocabulary.with_texts(source_table.texts)
-    exclusions = exclusions or Exclusions()
+    selection = selection or Selection()
+    exclusions, max_records_per_patient = selection.exclusions, selection.max_records_per_patient
     ids = _read_ids(source_table.records, secret, source_name, exclusions)
     table = ids.frame
     if table.is_empty():

@@ -55,6 +55,41 @@ class Exclusions:
         return frozenset(canonical.get(patient, patient) for patient in self.patients)
 
 
+@dataclass(frozen=True)
+class Selection:
+    """What a user leaves out of a catalog: the config's `exclude` and `catalog`."""
+
+    exclusions: Exclusions = field(default_factory=Exclusions)
+    max_records_per_patient: int | None = None
+    """Of a patient with more usable records so many are kept: those whose ids have the smallest
+    hash. That is a fair draw which no date, secret or order of the tables decides, and a next
+    release changes it for patients with new records only."""
+
+    def __post_init__(self) -> None:
+        limit = self.max_records_per_patient
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
+            raise UserError(f"catalog.max_records_per_patient={limit} must be a number, or null.")
+        if limit is not None and limit < 1:
+            raise UserError(
+                f"catalog.max_records_per_patient={limit} must be at least 1; null keeps them all."
+            )
+
+    @classmethod
+    def from_config(
+        cls, exclude: Mapping[str, Any] | None, catalog: Mapping[str, Any] | None
+    ) -> "Selection":
+        """Return the selection of the two sections of a config.
+
+        Raises:
+            UserError: Unknown key, a value out of range, or a list that cannot be read.
+        """
+        valid = ("max_records_per_patient",)
+        for key in catalog or {}:
+            if key not in valid:
+                raise UserError(f"catalog.{key} is not a setting.{did_you_mean(key, valid)}")
+        return cls(Exclusions.from_config(exclude), **(catalog or {}))
+
+
 def record_names(records: pl.DataFrame) -> pl.DataFrame:
     """Return the names that a list of records may use: `record_id`, `record_path` and the stem."""
     return records.select(

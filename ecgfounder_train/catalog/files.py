@@ -6,16 +6,21 @@ from pathlib import Path
 import polars as pl
 
 from ecgfounder_train.catalog.build import CATALOG_COLUMNS, Catalog
+from ecgfounder_train.catalog.facts import write_facts
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.core.fingerprints import canonical_json
 
 FORMAT_VERSION = 1
+UNKNOWN_NAME = "unknown_statements.csv"
 _KEY = "ecgfounder_train.catalog"
 
 
 def write_catalog(path: Path | str, catalog: Catalog) -> Path:
-    """Write the catalog so that it is whole or absent, and return its path."""
+    """Write the catalog so that it is whole or absent, and return its path.
+
+    Its facts and the statements that no label knows go beside it.
+    """
     header = {
         "format_version": FORMAT_VERSION,
         "labels": list(catalog.labels),
@@ -25,6 +30,11 @@ def write_catalog(path: Path | str, catalog: Catalog) -> Path:
     }
     with atomic_file(path) as handle:
         catalog.frame.write_parquet(handle, metadata={_KEY: canonical_json(header)})
+    if catalog.facts is not None:
+        write_facts(Path(path).parent, catalog.facts)
+    if catalog.unknown_statements is not None:
+        with atomic_file(Path(path).with_name(UNKNOWN_NAME)) as handle:
+            catalog.unknown_statements.write_csv(handle)
     return Path(path)
 
 
