@@ -137,7 +137,7 @@ def _write_record(folder: Path, number: int, seed: int) -> None:
 def _network(trained: TrainedModel, records: Any, settings: Settings) -> tuple[float, float]:
     """Time the network over windows that are in memory: one batch, as often as it takes."""
     size = min(settings.batch_size, settings.num_records)
-    windows = []
+    windows: list[dict[str, Any]] = []
     for reference in records[:size]:
         profiled = prepare(reference, trained.profile).profiled
         assert profiled is not None
