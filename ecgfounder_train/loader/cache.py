@@ -220,7 +220,11 @@ class ShardCache:
             descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             keep = False
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if not _try_lock(descriptor):
+                    # Somebody fetches it. Not to be waited for in the lock: the file goes on to
+                    # be the copy, whose readers may in turn wait for what we hold.
+                    time.sleep(_POLL_S)
+                    continue
                 if path.exists() or not _is_still(descriptor, partial):
                     # Somebody else fetched it meanwhile, or swept it away.
                     continue
@@ -346,12 +350,19 @@ def _evict(path: Path) -> bool:
     except FileNotFoundError:
         return True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _try_lock(descriptor):
+            return False
         path.unlink(missing_ok=True)
-    except BlockingIOError:
-        return False
     finally:
         os.close(descriptor)
+    return True
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     return True
 
 

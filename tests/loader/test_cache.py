@@ -1,0 +1,326 @@
+"""Shards behind S3, HTTP or a slow file system: whole copies, checked, within a bound, shared."""
+
+import multiprocessing
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+from moto.server import ThreadedMotoServer
+
+from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.loader.batches import EvaluationBatches, RankShape, TrainingBatches
+from ecgfounder_train.loader.cache import CachedShardSet, ShardCache, open_shards
+from ecgfounder_train.loader.epoch_plan import BlockPlan, Position
+from ecgfounder_train.loader.order import create_plan, look_ahead, look_ahead_in_order
+from ecgfounder_train.loader.reader import SampleReader
+from ecgfounder_train.loader.rows import SplitRows
+from ecgfounder_train.shards import BuildOptions, ShardSet
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def many_shards(tiny_set: Any, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    """The tiny set in thirty shards instead of ten."""
+    import tiny_set as tiny
+
+    folder = tmp_path_factory.mktemp("many") / "shards"
+    options = BuildOptions(records_per_shard=4, seed=3)
+    return tiny.build(tiny_set.catalog, tiny_set.root, folder, options=options)
+
+
+@pytest.fixture
+def http_url(tiny_shards: ShardSet) -> Iterator[str]:
+    handler = partial(_Quiet, directory=str(tiny_shards.folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def s3_url(tiny_shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    store = fsspec.filesystem("s3")
+    store.mkdir("shards")
+    store.put(f"{tiny_shards.folder}/", "shards/tiny/", recursive=True)
+    yield "s3://shards/tiny"
+    server.stop()
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+def largest(shards: ShardSet) -> int:
+    return max(entry.bytes for entry in shards.manifest.shards)
+
+
+def opened(location: Path | str, cache: Path, num_bytes: float = 1e9) -> CachedShardSet:
+    shards = open_shards(location, cache, num_bytes)
+    assert isinstance(shards, CachedShardSet)
+    return shards
+
+
+def copies(cache: Path) -> list[str]:
+    return sorted(path.name for path in cache.glob("*/*.tar*"))
+
+
+@pytest.mark.parametrize("kind", ["http_url", "s3_url", "folder"])
+def test_samples_from_afar_are_those_of_the_shards(
+    kind: str, tiny_shards: ShardSet, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    location = tiny_shards.folder if kind == "folder" else request.getfixturevalue(kind)
+    shards = opened(location, tmp_path)
+    assert shards.manifest == tiny_shards.manifest
+    assert shards.index.tobytes() == tiny_shards.index.tobytes()
+    rows = np.random.default_rng(0).permutation(len(shards))
+    mine, theirs = SampleReader(shards).read(rows), SampleReader(tiny_shards).read(rows)
+    assert (mine.ecg == theirs.ecg).all() and (mine.stats == theirs.stats).all()
+    assert shards.cache.num_fetched == len(shards.manifest.shards)
+    assert copies(tmp_path) == sorted(entry.name for entry in shards.manifest.shards)
+    # Once more, in another process of the node or after a restart: nothing is fetched again.
+    again = opened(location, tmp_path)
+    SampleReader(again).read(rows[:50])
+    assert again.cache.num_fetched == 0
+    assert shards.read_sample(3).xxh3 == tiny_shards.read_sample(3).xxh3
+
+
+def test_url_without_a_cache_says_what_to_set(http_url: str) -> None:
+    with pytest.raises(UserError, match=r"Set data\.cache_dir"):
+        open_shards(http_url)
+
+
+def test_wrong_url_is_named(http_url: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"Cannot read .*elsewhere/manifest\.json"):
+        open_shards(f"{http_url}/elsewhere", tmp_path)
+
+
+def test_shard_that_is_not_the_manifests_is_never_used(
+    tiny_shards: ShardSet, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_shards.folder, tmp_path / "far")
+    for number, damage in enumerate(("flip", "cut", "gone")):
+        path = tmp_path / "far" / tiny_shards.manifest.shards[number].name
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.unlink()
+        if damage != "gone":
+            path.write_bytes(content if damage == "flip" else content[:-512])
+    shards = opened(tmp_path / "far", tmp_path / "near")
+    shards.cache.attempts = 1
+    starts = np.cumsum([0, *(entry.num_samples for entry in shards.manifest.shards)])
+    for number, reason in enumerate(("SHA-256", "bytes where the manifest", "no such file")):
+        with pytest.raises(UserError, match=rf"{shards.manifest.shards[number].name}.*{reason}"):
+            SampleReader(shards).read(starts[number : number + 1])
+    assert copies(tmp_path / "near") == []
+    read = SampleReader(shards, on_bad_sample="quarantine").read(starts[:5])
+    assert read.bad == [0, 1, 2] and read.ecg[3].any()
+
+
+def test_transient_failure_is_tried_again(
+    tiny_shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = opened(tiny_shards.folder, tmp_path)
+    from ecgfounder_train.loader import cache
+
+    original, failures = cache._open_remote, iter([TimeoutError("slow"), OSError("reset")])
+
+    def flaky(url: str) -> object:
+        for error in failures:
+            raise error
+        return original(url)
+
+    monkeypatch.setattr(cache, "_open_remote", flaky)
+    monkeypatch.setattr(cache.time, "sleep", lambda seconds: None)
+    assert SampleReader(shards).read(np.array([0])).ecg.any()
+
+
+def test_cache_stays_within_its_bound_and_keeps_what_was_used_last(
+    tiny_shards: ShardSet, tmp_path: Path
+) -> None:
+    shards = opened(tiny_shards.folder, tmp_path, 3 * largest(tiny_shards))
+    for number in range(len(shards.manifest.shards)):
+        os.close(shards.cache.open(0))  # used again and again
+        os.utime(shards.cache.path(0))
+        os.close(shards.cache.open(number))
+        used = sum(path.stat().st_size for path in tmp_path.glob("*/*.tar*"))
+        assert used <= shards.cache.max_bytes
+    assert shards.manifest.shards[0].name in copies(tmp_path)
+    assert shards.cache.num_fetched == len(shards.manifest.shards)
+
+
+def test_copy_in_use_is_never_evicted(tiny_shards: ShardSet, tmp_path: Path) -> None:
+    bound = 2 * largest(tiny_shards)
+    shards = opened(tiny_shards.folder, tmp_path, bound)
+    other = opened(tiny_shards.folder, tmp_path, bound)
+    held = other.cache.open(0)
+    for number in range(1, len(shards.manifest.shards)):
+        os.close(shards.cache.open(number))
+    assert shards.manifest.shards[0].name in copies(tmp_path)
+    second = other.cache.open(1)
+    # Both places are taken now; no bound is broken and nothing is torn away.
+    assert shards.cache._try_open(2) is None
+    os.close(held)
+    third = shards.cache._try_open(2)
+    assert third is not None and shards.manifest.shards[0].name not in copies(tmp_path)
+    os.close(second)
+    os.close(third)
+
+
+def test_leftover_of_a_killed_fetch_is_fetched_anew(tiny_shards: ShardSet, tmp_path: Path) -> None:
+    shards = opened(tiny_shards.folder, tmp_path)
+    path = shards.cache.path(0)
+    path.with_name(path.name + ".partial").write_bytes(b"x" * 10_000_000)
+    assert SampleReader(shards).read(np.array([0])).ecg.any()
+    assert copies(tmp_path) == [path.name]
+
+
+def test_cache_smaller_than_a_shard_is_refused(tiny_shards: ShardSet, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not hold one shard"):
+        opened(tiny_shards.folder, tmp_path, 10)
+
+
+def _read_all(location: str, cache: str, seed: int, results: "multiprocessing.Queue[int]") -> None:
+    shards = open_shards(location, cache)
+    assert isinstance(shards, CachedShardSet)
+    rows = np.random.default_rng(seed).permutation(len(shards))
+    assert not SampleReader(shards).read(rows).bad
+    results.put(shards.cache.num_fetched)
+
+
+@pytest.mark.multiprocess
+def test_ranks_of_a_node_fetch_each_shard_once(tiny_shards: ShardSet, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    results: multiprocessing.Queue[int] = context.Queue()
+    ranks = [
+        context.Process(
+            target=_read_all, args=(str(tiny_shards.folder), str(tmp_path), seed, results)
+        )
+        for seed in range(3)
+    ]
+    for rank in ranks:
+        rank.start()
+    fetched = sum(results.get(timeout=120) for _ in ranks)
+    for rank in ranks:
+        rank.join()
+        assert rank.exitcode == 0
+    assert fetched == len(list(tmp_path.glob("*/*.tar")))
+
+
+def block_batches(
+    shards: ShardSet, rank: int = 0, world_size: int = 1
+) -> tuple[BlockPlan, TrainingBatches]:
+    rows = SplitRows.of(shards, "train")
+    plan = create_plan(shards, rows, 0, global_batch_size=6)
+    assert isinstance(plan, BlockPlan)
+    assert isinstance(shards, CachedShardSet)
+    return plan, TrainingBatches(
+        SampleReader(shards),
+        rows,
+        plan,
+        RankShape(6 // world_size, 1, rank, world_size),
+        Position(),
+        3 * plan.num_samples,
+        on_slot=look_ahead(shards, plan, rows, 6),
+    )
+
+
+def test_small_cache_takes_block_order_and_fetches_a_shard_once_per_epoch(
+    many_shards: ShardSet, tmp_path: Path
+) -> None:
+    bound = 8 * largest(many_shards)
+    shards = opened(many_shards.folder, tmp_path, bound)
+    plan, batches = block_batches(shards)
+    assert plan.block_shards == 2 and len(plan.shard_sizes) > 12
+    most = 0
+    seen: dict[int, list[int]] = {}
+    for batch in batches:
+        rows = batch["rows"][batch["present"]]
+        assert torch.equal(
+            batch["ecg"][batch["present"]],
+            torch.from_numpy(SampleReader(many_shards).read(rows.numpy()).ecg),
+        )
+        seen.setdefault(batch["epoch"], []).extend(rows.tolist())
+        most = max(most, sum(path.stat().st_size for path in tmp_path.glob("*/*.tar*")))
+    assert most <= bound
+    for rows_of_epoch in seen.values():
+        assert sorted(rows_of_epoch) == many_shards.rows("train").tolist()
+    assert list(seen) == [0, 1, 2]
+    # Three epochs, and the first block of the fourth, to which one looks ahead. Fewer where an
+    # epoch begins with what the one before ended with.
+    num_train = len(plan.shard_sizes)
+    assert 2 * num_train < shards.cache.num_fetched <= 3 * num_train + 2
+    shards.cache.close()
+
+
+def test_order_is_global_where_the_cache_holds_all(tiny_shards: ShardSet, tmp_path: Path) -> None:
+    rows = SplitRows.of(tiny_shards, "train")
+    plain = create_plan(tiny_shards, rows, 0, global_batch_size=8)
+    assert plain.name == "global"
+    large = opened(tiny_shards.folder, tmp_path / "large")
+    assert create_plan(large, rows, 0, global_batch_size=8) == plain
+    small = opened(tiny_shards.folder, tmp_path / "small", 6 * largest(tiny_shards))
+    with pytest.raises(UserError, match=r"data.order=global needs .* data.cache_bytes"):
+        create_plan(small, rows, 0, order="global", global_batch_size=8)
+    with pytest.raises(UserError, match=r"lower data\.block_shards"):
+        create_plan(small, rows, 0, order="shard_blocks", block_shards=3, global_batch_size=8)
+    with pytest.raises(UserError, match=r"fewer than data\.global_batch_size=64"):
+        create_plan(small, rows, 0, global_batch_size=64)
+
+
+def test_evaluation_through_a_small_cache_covers_the_split(
+    tiny_shards: ShardSet, tmp_path: Path
+) -> None:
+    shards = opened(tiny_shards.folder, tmp_path, 3 * largest(tiny_shards))
+    rows = SplitRows.of(shards, "val")
+    seen = [
+        row
+        for batch in EvaluationBatches(
+            SampleReader(shards),
+            rows,
+            RankShape(4),
+            on_slot=look_ahead_in_order(shards, "val", 4),
+        )
+        for row in batch["rows"][batch["present"]].tolist()
+    ]
+    assert seen == tiny_shards.rows("val").tolist()
+    shards.cache.close()
+
+
+def test_closed_cache_lets_go_of_its_files(tiny_shards: ShardSet, tmp_path: Path) -> None:
+    shards = opened(tiny_shards.folder, tmp_path)
+    shards.cache.want("train", [0, 1, 2])
+    wait_for(lambda: len(shards.cache._held) == 3)
+    shards.cache.want("train", [2])
+    assert list(shards.cache._held) == [2]
+    assert shards.cache.is_wanted(2) and not shards.cache.is_wanted(0)
+    shards.cache.close()
+    assert not shards.cache._held and isinstance(shards.cache, ShardCache)
+
+
+def wait_for(condition: object) -> None:
+    import time
+
+    deadline = time.monotonic() + 60
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
