@@ -102,7 +102,7 @@ def report(run: RunDirectory, shards: TaskShards, how: Reporting) -> dict[str, A
     content = (_report_quantities if regression else _report_labels)(run, trained, shards, how)
     result = {
         "run": run.name,
-        "task": shards.manifest.vocabulary["name"],
+        "task": shards.manifest.vocabulary["options"]["task"],
         "kind": "regression" if regression else "binary",
         "checkpoint_sha256": sha256_file(run.checkpoints / BEST),
         "samples_seen": trained.samples_seen,

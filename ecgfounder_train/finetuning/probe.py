@@ -57,7 +57,7 @@ def embeddings(
 ) -> npt.NDArray[np.float32]:
     """Return the pooled features of every index row that a part uses, one per crop.
 
-    Shape: (rows of the index, crops, C); zero in rows that no part uses.
+    Shape: (rows of the index, crops, C); NaN in rows that nobody used yet.
 
     Args:
         model: The network, frozen.
@@ -66,16 +66,19 @@ def embeddings(
         crops: Pieces of each window.
         device: Where the network runs.
         batch_size: Windows per forward pass.
-        cache: Folder that keeps them; None keeps nothing.
+        cache: Folder that keeps them from task to task; None keeps nothing.
         identity: Of the weights.
     """
     rows = np.sort(np.concatenate([shards.rows(part) for part in ("train", "val", "test")]))
-    key = fingerprint([shards.embedding_key, identity, crops, model.num_features, rows.tolist()])
+    key = fingerprint([shards.embedding_key, identity, crops, model.num_features])
     path = Path(cache) / f"embeddings-{key}.npy" if cache else None
+    features = np.full((len(shards), crops, model.num_features), np.nan, np.float32)
     if path and path.is_file():
-        kept: npt.NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return kept
-    features = np.zeros((len(shards), crops, model.num_features), np.float32)
+        features = np.load(path, allow_pickle=False)
+    # Other tasks and shares used other rows; only what none of them used is computed.
+    rows = rows[np.isnan(features[rows, 0, 0])]
+    if not len(rows):
+        return features
     model = model.to(device).eval()
     with (
         torch.inference_mode(),

@@ -104,7 +104,7 @@ class Finetuning:
         if self.mode in ("preview", "attention_probe") and self._begins_anew():
             # Attention begins as the mean over time, so the linear head is right for it too.
             self.head(model).put_into(model)
-        # Embedding leaves the network in evaluation mode, and Lightning trains in the mode it finds.
+        # Embedding left the network in evaluation mode; Lightning trains in the mode it finds.
         module = self._module(model.train())
         return fit(self._training_config(), self.run, self.shards, module, facts, self.trainer)
 

@@ -94,7 +94,7 @@ def read_table(task: Task) -> TaskTable:
     labels, values = _answers(task, rows, columns, path)
     frame, values = _each_once(frame, values, counts, path)
     values = _within(task, values, counts)
-    counts["patient_unknown_record_stands_in"] = frame["patient"].null_count()
+    counts["records_of_unknown_patients_(each_stands_for_one)"] = frame["patient"].null_count()
     frame = frame.with_columns(
         pl.coalesce("patient", pl.lit(STAND_IN_PATIENT) + pl.col("record")).alias("patient")
     )

@@ -316,6 +316,7 @@ def _view(
     old = shards.manifest
     answers = hashlib.sha256(np.nan_to_num(values, nan=-1e30).tobytes()).hexdigest()[:16]
     parts = hashlib.sha256(index["split"].tobytes()).hexdigest()[:16]
+    known = Vocabulary.load(task.vocabulary) if task.vocabulary else None
     manifest = replace(
         old,
         fingerprints={
@@ -326,10 +327,11 @@ def _view(
             "answers": answers,
         },
         vocabulary={
-            "name": task.name,
+            # A vocabulary that is kept whole keeps its name: external sets know it by that.
+            "name": known.name if known and known.labels == labels else task.name,
             "labels": list(labels),
             "groups": [""] * len(labels),
-            "options": {"kind": task.kind},
+            "options": {"task": task.name, "kind": task.kind},
             "fingerprint": task.fingerprint,
         },
         signal=profile.to_dict(),

@@ -161,6 +161,7 @@ def test_frozen_network_stays_as_it_was_to_the_last_bit(tuned: Tune, place: Plac
     assert not torch.equal(changed["first_conv.conv.weight"], started["first_conv.conv.weight"])
 
 
+@pytest.mark.slow
 def test_preview_and_attention_begin_where_the_linear_probe_ends(tuned: Tune) -> None:
     probe = result_of(tuned("mode=linear_probe", run="probe"))
     standstill = ("optimizer.lr=1e-12", "drop_path=0.0", "budget.max_samples=16")
@@ -179,6 +180,7 @@ def test_preview_and_attention_begin_where_the_linear_probe_ends(tuned: Tune) ->
             )
 
 
+@pytest.mark.slow
 def test_fresh_weights_are_the_controls_and_depend_on_the_seed(tuned: Tune) -> None:
     states = {}
     for name, more in {"a": (), "b": (), "c": ("seed=1",)}.items():
@@ -193,6 +195,7 @@ def test_controls_stand_beside_the_run_in_its_report(tuned: Tune) -> None:
     assert "auroc_untrained" in (run.evaluation("test") / "report.csv").read_text()
 
 
+@pytest.mark.slow
 def test_official_weights_are_a_starting_point(tuned: Tune, tmp_path: Path) -> None:
     torch.manual_seed(1)
     for leads in (12, 1):
@@ -267,6 +270,7 @@ def test_nothing_of_a_run_holds_a_path_or_a_patient(
         assert not [word for word in words if word in content], path.name
 
 
+@pytest.mark.slow
 def test_label_efficiency_completes_its_members_once_and_shows_them(
     place: Place, tmp_path: Path
 ) -> None:
@@ -313,3 +317,20 @@ def test_two_ranks_fine_tune_as_one_does(place: Place, tmp_path: Path) -> None:
             assert bool(a[name]) == bool(b[name]), name
             if a[name]:
                 assert float(a[name]) == pytest.approx(float(b[name]), rel=2e-3), name
+
+
+def test_features_are_computed_once_whatever_share_or_task_uses_them(
+    tuned: Tune, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = f"cache={tmp_path / 'cache'}"
+    tuned("mode=linear_probe", cache, "label_fraction=0.3", run="part")
+    [kept] = (tmp_path / "cache").glob("embeddings-*.npy")
+    before = np.load(kept)
+    tuned("mode=linear_probe", cache, run="whole")
+    after = np.load(kept)
+    known = ~np.isnan(before[:, 0, 0])
+    assert np.array_equal(after[known], before[known])
+    assert known.sum() < (~np.isnan(after[:, 0, 0])).sum()
+    capsys.readouterr()
+    tuned("mode=linear_probe", cache, "task.targets=[slow]", run="other")
+    assert "embedding" not in capsys.readouterr().err
