@@ -247,19 +247,31 @@ def _shared_patients(sets: Sequence[ShardSet], rows: _Rows, notes: list[str]) ->
     blank = keys == b""
     if blank.any():
         notes.append(f"{int(blank.sum()):,} windows name no patient; only their signals count.")
-    numbers = np.unique(keys, return_inverse=True)[1]
-    group = rows.group[: len(keys)]
-    first: dict[tuple[int, int], int] = {}
-    parts, where = np.unique(np.stack([numbers, group], axis=1)[~blank], axis=0, return_index=True)
-    places = np.flatnonzero(~blank)[where]
+    named = np.flatnonzero(~blank)
+    numbers = np.unique(_mixed(keys[named]), return_inverse=True)[1]
+    codes, where = np.unique(numbers * 4 + rows.group[named], return_index=True)
+    repeated = np.flatnonzero(codes[1:] // 4 == codes[:-1] // 4)
     leaks = []
-    for place, (number, part) in zip(places, parts, strict=True):
+    places: dict[int, int] = {}
+    for at in np.union1d(repeated, repeated + 1).tolist():
+        number, part = divmod(int(codes[at]), 4)
+        place = int(named[where[at]])
         for other_part in range(part):
-            other = first.get((int(number), other_part))
+            other = places.get(number * 4 + other_part)
             if other is not None and _LEAKS[other_part, part]:
-                leaks.append(_leak("patient", rows, (other, int(place))))
-        first[int(number), int(part)] = int(place)
+                leaks.append(_leak("patient", rows, (other, place)))
+        places[number * 4 + part] = place
     return leaks
+
+
+def _mixed(keys: NDArray[np.bytes_]) -> NDArray[np.uint64]:
+    """Return a number per key; sorting ten million keys themselves would take a gigabyte."""
+    words = np.ascontiguousarray(keys).view(np.uint64).reshape(len(keys), -1)
+    mixed = np.zeros(len(keys), np.uint64)
+    for column in words.T:
+        mixed = (mixed ^ column) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(29)
+    return mixed
 
 
 def _identical(
