@@ -1,6 +1,11 @@
 """Fixtures every test may use; each area keeps its own beside its tests."""
 
 import os
+
+# Triton decides when it is first imported whether its interpreter runs kernels on the CPU. What
+# compiles or runs them for real does so in a process of its own.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple

@@ -27,7 +27,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecgfounder_train.core.errors import UserError, did_you_mean
-from ecgfounder_train.models.kernels import grouped_convolution, pointwise, time_mean
+from ecgfounder_train.models.kernels import (
+    Kernels,
+    gated_shortcut,
+    grouped_convolution,
+    pointwise,
+    time_mean,
+)
 
 Norm = Literal["none", "batch"]
 Pooling = Literal["mean", "attention"]
@@ -42,7 +48,7 @@ class Net1DConfig:
     convolution. `dropout` is the rate at the original's three places in every block (it has 0.5
     there, bypassed), `head_dropout` acts on the pooled features, `drop_path` is the last block's
     rate of stochastic depth, rising linearly from 0 at the first block. `pooling` is how the head
-    sums up time.
+    sums up time. `kernels` chooses who computes; it changes speed, not the function.
     """
 
     widths: tuple[int, ...] = (64, 160, 160, 400, 400, 1024, 1024)
@@ -58,6 +64,7 @@ class Net1DConfig:
     dropout: float = 0.0
     head_dropout: float = 0.0
     drop_path: float = 0.0
+    kernels: Kernels = "auto"
     pooling: Pooling = "mean"
 
     def __post_init__(self) -> None:
@@ -94,6 +101,9 @@ class Net1DConfig:
                 f"model.widths={self.widths} (after model.base_filters={self.base_filters}) must "
                 "not shrink: the shortcut can only pad channels."
             )
+        if self.kernels not in get_args(Kernels):
+            hint = did_you_mean(str(self.kernels), get_args(Kernels))
+            raise UserError(f"model.kernels={self.kernels!r} is unknown.{hint}")
         if self.norm not in get_args(Norm):
             hint = did_you_mean(str(self.norm), get_args(Norm))
             raise UserError(f"model.norm={self.norm!r} is unknown.{hint}")
@@ -113,22 +123,6 @@ def same_padding(num_samples: int, kernel_size: int, stride: int) -> tuple[int, 
     num_outputs = -(-num_samples // stride)
     total = max(0, (num_outputs - 1) * stride + kernel_size - num_samples)
     return total // 2, total - total // 2
-
-
-def same_max_pool(x: Tensor, stride: int) -> Tensor:
-    """Return the maximum over windows of `stride` samples, the signal padded with zeros.
-
-    The padding is by zeros, not by -inf, as in the original: an incomplete last window of
-    negative values gives 0.
-
-    Shape: (B, C, 1, T) -> (B, C, 1, ceil(T / stride)).
-    """
-    if stride == 1:
-        return x
-    before = (stride - 1) // 2
-    if before or x.shape[-1] % stride:  # otherwise the padding would fall off the last window
-        x = F.pad(x, (before, stride - 1 - before))
-    return F.max_pool2d(x, (1, stride))
 
 
 class SameConv1d(nn.Module):
@@ -175,12 +169,13 @@ class GroupedConv1d(SameConv1d):
     def __init__(self, channels: int, stride: int, config: Net1DConfig) -> None:
         groups = channels // config.group_width
         super().__init__(channels, channels, config.kernel_size, stride, groups)
+        self.kernels = config.kernels
 
     def forward(self, x: Tensor, swish: bool = False) -> Tensor:
         conv = self.conv
         stride = conv.stride[0]
         padding = same_padding(x.shape[-1], conv.kernel_size[0], stride)
-        return grouped_convolution(x, conv.weight, conv.bias, stride, padding, swish)
+        return grouped_convolution(x, conv.weight, conv.bias, stride, padding, swish, self.kernels)
 
 
 class Block(nn.Module):
@@ -204,6 +199,7 @@ class Block(nn.Module):
         self.use_norm = config.norm == "batch"
         self.dropout = config.dropout
         self.drop_path = drop_path
+        self.kernels = config.kernels
         extra = out_channels - in_channels
         self.channel_padding = (extra // 2, extra - extra // 2)
         # BatchNorm2d, as signals have a height of 1; its state is that of BatchNorm1d.
@@ -237,9 +233,6 @@ class Block(nn.Module):
         return gate
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = same_max_pool(x, self.stride)
-        if any(self.channel_padding):
-            shortcut = F.pad(shortcut, (0, 0, 0, 0, *self.channel_padding))
         out = x if self.is_first else self._activate(x, self.bn1)
         out = self.conv1(out)
         if self.dropout:
@@ -247,7 +240,7 @@ class Block(nn.Module):
         else:
             out = self.conv2(self.bn2(out) if self.use_norm else out, swish=True)
         out = self.conv3(self._activate(out, self.bn3))
-        return torch.addcmul(shortcut, out, self._gate(out)[:, :, None, None])
+        return gated_shortcut(out, self._gate(out), x, self.stride, self.kernels)
 
 
 class Stage(nn.Module):

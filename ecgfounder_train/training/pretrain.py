@@ -211,7 +211,11 @@ def create_module(
         "signal": dict(manifest.signal),
     }
     name = str(model_config.pop("name"))
-    model = create_model(name, transform.num_leads, len(manifest.labels), **model_config)
+    # A matter of this machine: neither the checkpoint's consumers nor a resume depend on it.
+    kernels = str(model_config.pop("kernels", "auto"))
+    model = create_model(
+        name, transform.num_leads, len(manifest.labels), kernels=kernels, **model_config
+    )
     rows = _patient_rows(shards, data)
     loss = create_split_loss(config["loss"], shards, rows)
     half_life = EmaSettings.from_config(config["ema"]).half_life_samples

@@ -1,11 +1,27 @@
 """The operations Net1D spends its time in, by the fastest way each device has.
 
 * `operations`: what the network calls; chooses by device and `model.kernels=auto|torch|triton`.
-* `grouped_cpu`: the grouped convolution on a CPU, with a weight gradient of its own.
+* `grouped_cpu`, `pointwise_cpu`: on a CPU, where gradients are wanted.
+* `gpu`, `triton_kernels`: on an NVIDIA GPU, chosen layer by layer where they measure faster.
 
-All compute the same function of the same parameters: nothing here changes a state dict.
+All compute the same function of the same parameters: nothing here changes a state dict. A new
+kernel gets its choice in `operations` and its comparison with float64 in the tests.
 """
 
-from ecgfounder_train.models.kernels.operations import grouped_convolution, pointwise, time_mean
+from ecgfounder_train.models.kernels.operations import (
+    Kernels,
+    gated_shortcut,
+    grouped_convolution,
+    pointwise,
+    same_max_pool,
+    time_mean,
+)
 
-__all__ = ["grouped_convolution", "pointwise", "time_mean"]
+__all__ = [
+    "Kernels",
+    "gated_shortcut",
+    "grouped_convolution",
+    "pointwise",
+    "same_max_pool",
+    "time_mean",
+]
