@@ -207,13 +207,14 @@ def _missing(site: str, num_rows: int, seed: int) -> dict[str, NDArray[np.bool_]
         "v24": published["rows"] - published["v24_rows"],
         "v24_empty": published["v24_rows_empty"],
     }
-    masks = {}
+    masks: dict[str, NDArray[np.bool_]] = {}
     for name, number in absent.items():
         mask = np.zeros(num_rows, np.bool_)
-        mask[rng.choice(num_rows, round(number * num_rows / published["rows"]), replace=False)] = 1
+        # A cell can only be blank where there is a row.
+        row_gone = masks.get({"over_read_missing": "acquisition", "v24_empty": "v24"}.get(name, ""))
+        among = np.arange(num_rows) if row_gone is None else np.flatnonzero(~row_gone)
+        mask[rng.choice(among, round(number * num_rows / published["rows"]), replace=False)] = True
         masks[name] = mask
-    masks["over_read_missing"] &= ~masks["acquisition"]
-    masks["v24_empty"] &= ~masks["v24"]
     blank = np.zeros(num_rows, np.bool_)
     blank[: published["patient_id_blank"]] = True
     return {**masks, "patient_id_blank": blank}
