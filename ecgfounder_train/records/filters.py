@@ -164,12 +164,21 @@ def _low_pass_taps(cutoff_hz: float, transition_hz: float, fs: float) -> Signal:
 
 
 def fir_lowpass(ecg: Signal, fs: float, cutoff_hz: float, transition_hz: float) -> Signal:
-    """Return `ecg` through a symmetric Hamming FIR: flat to `cutoff_hz`, then the transition."""
+    """Return `ecg` through a symmetric Hamming FIR: flat to `cutoff_hz`, then the transition.
+
+    The ends are extended by point reflection.
+
+    Source: scipy.signal.firwin.
+    """
+    from ecgfounder_train.records.kernels import symmetric_fir
+
     taps = _low_pass_taps(cutoff_hz, transition_hz, fs)
-    pad = min(len(taps) // 2, ecg.shape[1] - 1)
+    half = len(taps) // 2
+    pad = min(half, ecg.shape[1] - 1)
     extended = _extend(ecg, pad)
-    filtered = sps.fftconvolve(extended, taps[None], mode="same", axes=1)
-    return np.asarray(filtered[:, pad : pad + ecg.shape[1]])
+    if pad < half:  # a recording shorter than the filter: zeros beyond its reflection
+        extended = np.pad(extended, ((0, 0), (half - pad, half - pad)))
+    return symmetric_fir(extended, taps)
 
 
 def subtract_running_median(ecg: Signal, fs: float, window_s: float) -> Signal:

@@ -122,6 +122,19 @@ def test_a_handful_of_samples_is_rejected_as_too_short():
     assert filters.notch(np.ones((2, 10)), 500, 50, 30).shape == (2, 10)
 
 
+@pytest.mark.parametrize(("fs", "transition_hz"), [(500, 12.5), (250, 12.5), (257, 9), (1000, 1)])
+def test_fir_lowpass_equals_a_plain_convolution(fs, transition_hz):
+    half = int(np.ceil(3.3 * fs / transition_hz / 2))
+    taps = sps.firwin(2 * half + 1, 50 + transition_hz / 2, fs=fs)
+    for ecg in signals():
+        result = filters.fir_lowpass(ecg, fs, 50, transition_hz)
+        pad = min(half, ecg.shape[1] - 1)
+        wanted = np.pad(ecg, ((0, 0), (pad, pad)), "reflect", reflect_type="odd")
+        wanted = np.pad(wanted, ((0, 0), (half - pad, half - pad)))
+        wanted = np.stack([np.convolve(lead, taps, "valid") for lead in wanted])
+        assert np.abs(result - wanted).max() <= 1e-12 * max(np.abs(ecg).max(), 1)
+
+
 def test_importing_records_does_not_import_numba():
     code = "import sys, ecgfounder_train.records; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
