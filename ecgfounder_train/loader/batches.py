@@ -116,7 +116,7 @@ class TrainingBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         pool = _pool(self.reader, self.shape, self.read_ahead)
-        return _read_ahead(
+        return read_ahead_of(
             lambda tasks, worker: self._batches(tasks, self._reader(worker), pool),
             self._tasks,
             self.read_ahead,
@@ -197,7 +197,7 @@ class EvaluationBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         pool = _pool(self.reader, self.shape, self.read_ahead)
-        return _read_ahead(
+        return read_ahead_of(
             lambda tasks, worker: self._batches(
                 tasks, self.reader.clone() if worker else self.reader, pool
             ),
@@ -268,7 +268,7 @@ def labels_of(
 _END = object()
 
 
-def _read_ahead(
+def read_ahead_of(
     make: Callable[[Iterator[Any], int], Iterator[Batch]],
     tasks: Callable[[], Iterator[Any]],
     settings: ReadAhead,

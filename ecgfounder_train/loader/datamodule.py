@@ -14,6 +14,7 @@ from ecgfounder_train.loader.epoch_plan import EpochPlan, Position
 from ecgfounder_train.loader.order import look_ahead, look_ahead_in_order
 from ecgfounder_train.loader.reader import SampleReader
 from ecgfounder_train.loader.rows import Rows, SplitRows
+from ecgfounder_train.loader.stream import StreamBatches, StreamEvaluation, StreamSource
 from ecgfounder_train.shards import ShardSet
 
 
@@ -34,6 +35,7 @@ class ShardDataModule(L.LightningDataModule):
         checksum: Check every sample read.
         on_bad_sample: `stop` or `quarantine`.
         num_workers: Threads that read ahead.
+        stream: Read a WebDataset stream instead of single samples; see `loader.stream`.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class ShardDataModule(L.LightningDataModule):
         checksum: bool = True,
         on_bad_sample: str = "stop",
         num_workers: int = 1,
+        stream: StreamSource | None = None,
     ) -> None:
         super().__init__()
         self.shards = shards
@@ -62,6 +65,7 @@ class ShardDataModule(L.LightningDataModule):
         self.checksum = checksum
         self.on_bad_sample = on_bad_sample
         self.num_workers = num_workers
+        self.stream = stream
         require_parts(train_rows, self.val_rows, shards)
 
     def rank_shape(self) -> RankShape:
@@ -77,11 +81,21 @@ class ShardDataModule(L.LightningDataModule):
         due = (seen // self.validate_every_samples + 1) * self.validate_every_samples
         return min(due, self.total_samples)
 
-    def train_dataloader(self) -> TrainingBatches:
+    def train_dataloader(self) -> TrainingBatches | StreamBatches:
         """Return the micro-batches up to the next validation."""
         assert self.trainer is not None
         position = self.trainer.lightning_module.position
         assert isinstance(position, Position)
+        if self.stream is not None:
+            return StreamBatches(
+                self.stream,
+                self.plan.num_slots,
+                self.plan.seed,
+                self.rank_shape(),
+                position,
+                self.next_validation(position),
+                self._read_ahead(),
+            )
         shards, on_slot = self.shards, None
         if isinstance(shards, CachedShardSet):
             on_slot = look_ahead(shards, self.plan, self.train_rows, self.global_batch_size)
@@ -96,8 +110,11 @@ class ShardDataModule(L.LightningDataModule):
             on_slot,
         )
 
-    def val_dataloader(self) -> EvaluationBatches:
+    def val_dataloader(self) -> EvaluationBatches | StreamEvaluation:
         """Return the validation batches."""
+        if self.stream is not None:
+            size, ahead = len(self.val_rows), self._read_ahead()
+            return StreamEvaluation(self.stream, "val", size, self.rank_shape(), ahead)
         shape, shards, on_slot = self.rank_shape(), self.shards, None
         if isinstance(shards, CachedShardSet):
             size = shape.batch_size_per_rank * shape.world_size

@@ -19,6 +19,7 @@ from ecgfounder_train.loader.epoch_plan import EpochPlan
 from ecgfounder_train.loader.order import create_plan
 from ecgfounder_train.loader.patients import IntArray, patient_rows
 from ecgfounder_train.loader.rows import Rows, SplitRows
+from ecgfounder_train.loader.stream import StreamSource
 from ecgfounder_train.loader.transforms import Augmentation, BatchTransform
 from ecgfounder_train.models import create_model
 from ecgfounder_train.models.checkpoint import load_checkpoint, newest_whole
@@ -61,7 +62,11 @@ def train(config: Mapping[str, Any]) -> int:
     settings = TrainerSettings.from_config(config["trainer"])
     data = DataSettings.from_config(config["data"])
     data.per_rank(settings.world_size)
-    shards = open_shards(config["shards"], data.cache_dir, data.cache_bytes)
+    if data.reader == "webdataset":
+        # What is streamed need not lie beside the manifest.
+        shards = ShardSet.open(config["shards"], check_files=data.stream is None)
+    else:
+        shards = open_shards(config["shards"], data.cache_dir, data.cache_bytes)
     require_split(shards, config.get("expect_split"))
     torch.manual_seed(config["seed"])
     module, facts = create_module(config, shards, settings)
@@ -123,7 +128,7 @@ def fit(
         # With last_batch=drop an epoch is what of it is used.
         module.num_samples = plan.num_slots
         module.total_samples = budget.total_samples(plan.num_slots)
-    facts.fingerprints |= _order_fingerprint(plan)
+    facts.fingerprints |= _order_fingerprint(plan, data)
     patience = Patience(budget.patience, budget.validate_every(module.num_samples))
     datamodule = ShardDataModule(
         shards,
@@ -136,6 +141,7 @@ def fit(
         checksum=data.checksum,
         on_bad_sample=data.on_bad_sample,
         num_workers=data.num_workers,
+        stream=StreamSource(shards, data.stream) if data.reader == "webdataset" else None,
     )
     with ExitStack() as stack:
         if is_rank_zero():
@@ -273,9 +279,10 @@ def _order(shards: ShardSet, data: DataSettings, seed: int) -> tuple[Rows, Epoch
     return rows, plan
 
 
-def _order_fingerprint(plan: EpochPlan) -> dict[str, str]:
+def _order_fingerprint(plan: EpochPlan, data: DataSettings) -> dict[str, str]:
     """Return what tells an order from another; nothing for the plain one."""
-    return {} if plan.name == "global" else {"order": plan.name}
+    name = "stream" if data.reader == "webdataset" else plan.name
+    return {} if name == "global" else {"order": name}
 
 
 def _patients_fingerprint(data: DataSettings) -> dict[str, str]:

@@ -121,7 +121,7 @@ class DataSettings:
             save memory by accumulating gradients and change no result but rounding.
         checksum: Check every sample read against the index.
         reader: `indexed`, or `webdataset`: a stream, with weaker promises; see `loader.stream`.
-        stream: Where the stream comes from; see `loader.stream`. None: the shards' folder.
+        stream: URL or pipe:COMMAND with {name} for a shard's file name; None: the shards' folder.
         num_workers: Threads that read ahead on each rank; 0 reads when a batch is asked for.
         last_batch: `pad` fills an epoch's last global batch with empty rows; `drop` leaves out what
             is behind the last whole one, in every epoch something else.
@@ -157,6 +157,10 @@ class DataSettings:
             value = getattr(self, name)
             if value not in valid:
                 raise UserError(f"data.{name}={value!r} is unknown." + did_you_mean(value, valid))
+        if self.reader == "webdataset":
+            self._check_stream()
+        elif self.stream is not None:
+            raise UserError("data.stream is read by data.reader=webdataset only.")
         if not 0 <= self.num_workers <= 64:
             raise UserError(f"data.num_workers={self.num_workers} is not between 0 and 64.")
         if (self.block_shards or 1) < 1 or self.cache_bytes <= 0:
@@ -174,6 +178,25 @@ class DataSettings:
     def from_config(cls, config: Mapping[str, Any]) -> "DataSettings":
         """Return the settings of a config's `data` section."""
         return parse_settings(cls, config, "data")
+
+    def _check_stream(self) -> None:
+        """Raise for what a stream cannot do.
+
+        Raises:
+            UserError: Names the key and the reason.
+        """
+        refused = {
+            "order=shard_blocks": self.order == "shard_blocks",
+            "cache_dir": self.cache_dir is not None,
+            "last_batch=drop": self.last_batch == "drop",
+            "on_bad_sample=quarantine": self.on_bad_sample == "quarantine",
+            "patient_fraction": self.patient_fraction != 1,
+        }
+        if asked := [name for name, is_asked in refused.items() if is_asked]:
+            raise UserError(
+                f"data.reader=webdataset reads shards from end to end and cannot follow data."
+                f"{', data.'.join(asked)}. Leave that out, or use data.reader=indexed."
+            )
 
     def per_rank(self, world_size: int) -> int:
         """Return the samples of a micro-batch on each of `world_size` ranks.
