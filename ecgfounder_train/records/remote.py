@@ -27,7 +27,8 @@ def read_remote_record(root: str, record_path: str, options: Options | None = No
 
     Raises:
         RejectedRecordError: It is absent, or what is there cannot be read; as for a local file.
-        OSError: The storage did not answer, or refused: nothing is known about the record.
+        OSError: The storage refused; or, if it did not answer, whatever its client library raises.
+            Nothing is known about the record then.
     """
     url = join(root, record_path)
     header = _header(url, options)
@@ -67,6 +68,10 @@ def _header(url: str, options: Options | None) -> RecordHeader:
         content = open_bytes(f"{url}.hea", options, limit=MAX_HEADER_BYTES + 1)
     except (FileNotFoundError, IsADirectoryError):
         raise RejectedRecordError(RejectReason.MISSING_HEADER, "file is absent") from None
+    except OSError as error:
+        if "range" not in str(error):
+            raise
+        content = b""  # S3 refuses any range of an empty object
     return parse_header(decode_header(content))
 
 

@@ -363,8 +363,8 @@ def _plan(
         if words := changes.in_words():
             added = len(plan.shards) - len(former.shards)
             print(
-                f"The tables have changed since the last build: {words}. {added} shards are added to "
-                f"the {len(former.shards)} that exist.",
+                f"The tables have changed since the last build: {words}. {added} shards are added "
+                f"to the {len(former.shards)} that exist.",
                 file=sys.stderr,
             )
     strange = sorted(present - {name for name, _, _ in plan.shards})

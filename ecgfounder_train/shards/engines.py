@@ -313,8 +313,7 @@ class DaskEngine:
             processes=True,
             memory_limit=self.options.memory_per_worker,
             host="127.0.0.1",
-            dashboard_address=None,
-            worker_dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             security=security,
             silence_logs=logging.CRITICAL,
         )
@@ -350,7 +349,7 @@ class DaskEngine:
             death_timeout=60,
             security=security,
             protocol="tls://" if security else "tcp://",
-            scheduler_options={"dashboard_address": None},
+            scheduler_options={"dashboard_address": "127.0.0.1:0"},
             job_name="ecg-shards",
             silence_logs=logging.CRITICAL,
         )

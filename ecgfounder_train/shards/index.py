@@ -5,10 +5,11 @@ size, so that each lies on its natural boundary.
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 import xxhash
@@ -26,6 +27,7 @@ SEXES = ("", "F", "M")
 """Code in the index -> sex; 0 is unknown."""
 
 _PROBE_BYTES = 1 << 16
+_NPY_START_BYTES = 10  # magic, version, length of the header's text
 
 
 @lru_cache(maxsize=16)
@@ -103,8 +105,9 @@ def write_index(path: Path, num_labels: int, pieces: Iterable[NDArray[np.void]],
     digest = hashlib.sha256()
     written = 0
     with atomic_file(path) as handle:
-        header = {"descr": dtype.descr, "fortran_order": False, "shape": (rows,)}
-        np.lib.format.write_array_header_1_0(_Tee(handle, digest), header)
+        header = _npy_header(dtype, rows)
+        handle.write(header)
+        digest.update(header)
         for piece in pieces:
             assert piece.dtype == dtype
             data = piece.tobytes()
@@ -115,15 +118,11 @@ def write_index(path: Path, num_labels: int, pieces: Iterable[NDArray[np.void]],
     return digest.hexdigest()
 
 
-class _Tee:
-    """Writes to a file and a digest; NumPy's header writer wants a file."""
-
-    def __init__(self, handle: IO[bytes], digest: Any) -> None:
-        self.handle, self.digest = handle, digest
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        return self.handle.write(data)
+def _npy_header(dtype: np.dtype[np.void], rows: int) -> bytes:
+    header = BytesIO()
+    content = {"descr": dtype.descr, "fortran_order": False, "shape": (rows,)}
+    np.lib.format.write_array_header_1_0(header, content)
+    return header.getvalue()
 
 
 def probe_index(path: Path) -> int:
@@ -144,16 +143,25 @@ def open_index(path: Path, num_labels: int, mmap: bool = True) -> NDArray[np.voi
         UserError: The file is missing, cut or no index of `num_labels` labels.
     """
     remedy = "Run prepare again with the same arguments: it restores the index from its records."
+    dtype = index_dtype(num_labels)
     try:
-        rows: NDArray[np.void] = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+        with open(path, "rb") as handle:
+            start = handle.read(_NPY_START_BYTES)
+            size = os.fstat(handle.fileno()).st_size
+            offset = _NPY_START_BYTES + int.from_bytes(start[8:], "little")
+            start += handle.read(offset - _NPY_START_BYTES)
     except FileNotFoundError:
         raise UserError(f"The index {path} is missing. {remedy}") from None
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"The index {path} is cut or damaged ({error}). {remedy}") from error
-    expected = index_dtype(num_labels)
-    if rows.dtype != expected or rows.ndim != 1:
+    except OSError as error:
+        raise UserError(f"The index {path} cannot be read ({error.strerror}). {remedy}") from error
+    # NumPy would evaluate the header's text; ours can only be one, so it is compared.
+    count, rest = divmod(size - offset, dtype.itemsize)
+    if rest or count < 0 or start != _npy_header(dtype, count):
         raise UserError(
-            f"{path} is not an index of {num_labels} labels; it does not belong to the manifest "
-            f"beside it. {remedy}"
+            f"The index {path} is cut or damaged, or no index of the {num_labels} labels of the "
+            f"manifest beside it. {remedy}"
         )
-    return rows
+    if not count:
+        return np.empty(0, dtype)
+    rows: NDArray[np.void] = np.memmap(path, dtype, "r", offset, (count,))
+    return rows if mmap else np.array(rows)

@@ -1,6 +1,7 @@
 """The manifest: what a folder of shards is, in one JSON file written last."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -13,6 +14,7 @@ from ecgfounder_train.shards.index import SPLITS
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 FINGERPRINTS = ("vocabulary", "signal_profile", "signal_build", "split", "secret")
 
 
@@ -203,7 +205,7 @@ def _parse(content: Mapping[str, Any]) -> Manifest:
     for entry in manifest.shards:
         if entry.split not in SPLITS:
             raise ValueError(f"split {entry.split!r} is none of {', '.join(SPLITS)}")
-        if "/" in entry.name or entry.name.startswith("."):
+        if not _SHARD_NAME.fullmatch(entry.name):
             raise ValueError(f"shard name {entry.name!r} is no plain file name")
     return manifest
 

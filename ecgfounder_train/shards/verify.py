@@ -120,7 +120,7 @@ def _check_manifest(manifest: Manifest, report: VerifyReport) -> None:
                 report.add(MANIFEST_NAME, f"its increments have {counted} {name}, not {total}")
     try:
         profile = SignalProfile.from_config(manifest.signal)
-    except UserError as error:
+    except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
         report.add(MANIFEST_NAME, f"its signal profile cannot be read: {error}")
     else:
         computed = {
