@@ -1,5 +1,6 @@
 """Figures and the page they stand on: used by every report, knowing nothing of models."""
 
+from ecgfounder_train.figures.ablation import SizePoint, curves_figure, size_figure
 from ecgfounder_train.figures.comparison import (
     ForestSeries,
     confusion_figure,
@@ -40,6 +41,7 @@ __all__ = [
     "EfficiencyCurve",
     "ForestSeries",
     "HtmlPage",
+    "SizePoint",
     "Undefined",
     "WithInterval",
     "WithNote",
@@ -47,6 +49,7 @@ __all__ = [
     "auroc_by_prevalence_figure",
     "calibration_figure",
     "confusion_figure",
+    "curves_figure",
     "efficiency_figure",
     "figure_png",
     "figure_svg",
@@ -55,6 +58,7 @@ __all__ = [
     "precision_recall_figure",
     "prevalence_figure",
     "roc_figure",
+    "size_figure",
     "strip_figure",
     "training_figure",
 ]

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ecgfounder_train.models.net1d import Net1DConfig
 
@@ -110,3 +111,35 @@ def forward_flops(config: Net1DConfig, num_samples: int) -> int:
             macs += 2 * width * (width // 2)  # squeeze-and-excitation
             channels = width
     return 2 * (macs + channels * config.num_labels)
+
+
+def activation_bytes(model: nn.Module, signal: Tensor) -> int:
+    """Return what one ECG's forward pass keeps for the backward pass of a training step, in bytes.
+
+    Measured by what autograd saves under bfloat16 autocast, each storage once: the part of memory
+    that grows with the batch. What does not (casts of the weights) is told by a second batch size.
+
+    Shape:
+        signal: (B, num_leads, T), B at least 2, on the model's device.
+    """
+    half = len(signal) // 2
+    more = _saved_bytes(model, signal[: 2 * half]) - _saved_bytes(model, signal[:half])
+    return more // half
+
+
+def _saved_bytes(model: nn.Module, signal: Tensor) -> int:
+    held: dict[int, int] = {}
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.autocast(signal.device.type, torch.bfloat16):
+        # What was saved lives as long as the output; an address used again would count once.
+        output = model(signal)
+        del output
+    return sum(held.values())
