@@ -11,8 +11,8 @@ from ecgfounder_train.shards import ShardSet
 
 IntArray = npt.NDArray[np.int64]
 
-# The kernel maps up to 64 KiB around a touched row, so at most 64 MiB are mapped at a time.
-_ROWS_BEFORE_RELEASE = 1024
+# The kernel maps a neighbourhood of 64 KiB and more around a touched row.
+_ROWS_BEFORE_RELEASE = 256
 
 
 class Rows(Protocol):
