@@ -14,6 +14,7 @@ def gather_bits(
     numbers: NDArray[np.unsignedinteger],
     ends: NDArray[np.int64],
     bits: NDArray[np.uint8],
+    left_open: NDArray[np.uint8],
     weakens: NDArray[np.bool_],
     opens_weakened: NDArray[np.bool_],
     firm: NDArray[np.uint8],
@@ -28,6 +29,7 @@ def gather_bits(
             target = weak if is_weakened or opens_weakened[number] else firm
             for byte in range(width):
                 target[row, byte] |= bits[number, byte]
+                weak[row, byte] |= left_open[number, byte]
             is_weakened = weakens[number]
 
 

@@ -19,6 +19,7 @@ unobserved labels have the same effect, and records without any observed label a
 """
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -37,7 +38,7 @@ from ecgfounder_train.labels.packing import pack, unpack
 DATA_FOLDER = Path(__file__).parent / "data"
 SEPARATOR = "|"
 OPTIONS: dict[str, tuple[str, ...]] = {
-    "match": ("code", "substring"),
+    "match": ("code", "substring", "words"),
     "closure": ("none", "parents"),
     "weakened": ("positive", "unobserved", "negative"),
     "alternatives": ("unclaimed", "none", "all"),
@@ -47,6 +48,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 * `match`: `code` compares a statement with the label's codes. `substring` looks for the label's
   text inside the statement's text, as the first author's notebook does, with what follows from it:
   NORMAL ECG fires on ABNORMAL ECG (`label_containment.csv` of the reference lists 33 such pairs).
+  `words` looks for whole words, of labels one inside another takes the longest, skips what a
+  sentence denies and counts what it leaves open as weakened: for reports, such as MIMIC-IV-ECG's.
 * `closure`: `parents` sets a label's parents with it (RBBB + LAFB also sets RBBB).
 * `weakened`: what "possible" or "cannot rule out" before a statement makes of it. `positive` as
   the published labels have it (the text is present), `unobserved` (masked), or `negative`.
@@ -243,6 +246,8 @@ class Vocabulary:
 
     def knows(self, statement: str) -> bool:
         """Tell whether a statement bears on any label (or weakens another statement)."""
+        if self.match == "words" and self._words_of(statement)[1]:
+            return True
         return bool(self._labels_of(statement)) or self._is_weakener(statement)
 
     def _encode_chunk(
@@ -268,7 +273,11 @@ class Vocabulary:
         opens = np.zeros(len(names), np.bool_)
         if self.match == "substring":
             opens[:] = [self._opens_with_weakener(name) for name in names]
-        return Encoder(self, self._bits_of(names), weakens, opens)
+        left_open = np.zeros((len(names), self.num_labels), np.uint8)
+        if self.match == "words":
+            for row, name in enumerate(names):
+                left_open[row, sorted(self._words_of(name)[1])] = 1
+        return Encoder(self, self._bits_of(names), pack(left_open), weakens, opens)
 
     def resolve(
         self,
@@ -305,15 +314,43 @@ class Vocabulary:
         return pack(flags)
 
     def _labels_of(self, statement: str) -> set[int]:
+        if self.match == "words":
+            return self._words_of(statement)[0]
         if self.match == "code":
             found = set(self._code_table.get(_clean_code(statement), ()))
         else:
             text = self._text_of(statement)
             found = {i for i, label in enumerate(self._label_texts) if label in text}
+        return self._closed(found)
+
+    def _closed(self, found: set[int]) -> set[int]:
         if self.closure == "parents":
             for index in tuple(found):
                 found |= self._ancestors[index]
         return found
+
+    def _words_of(self, statement: str) -> tuple[set[int], set[int]]:
+        """Return the labels that a sentence states, and those that it only leaves open."""
+        # Here, because the package of the maps imports this module.
+        from ecgfounder_train.labels.maps.wording import qualifies, read_wording
+
+        text = self._text_of(statement)
+
+        def found(phrase: str) -> set[int]:
+            hits = self._any_label.finditer(_clean_text(phrase))
+            return self._closed({self._label_texts.index(hit[0]) for hit in hits})
+
+        wording = read_wording(text)
+        firm = found(wording.firm)
+        # A label may be a word of doubt itself (BORDERLINE ECG): then it is stated.
+        firm |= {index for index in found(text) if qualifies(self._label_texts[index])}
+        return firm, set().union(*map(found, wording.open)) - firm
+
+    @cached_property
+    def _any_label(self) -> re.Pattern[str]:
+        # The longest first: NORMAL SINUS RHYTHM is not also SINUS RHYTHM, unless closure says so.
+        longest = sorted(self._label_texts, key=len, reverse=True)
+        return re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, longest)) + r")(?!\w)")
 
     @cached_property
     def _code_table(self) -> dict[str, tuple[int, ...]]:
@@ -390,6 +427,8 @@ class Encoder:
 
     vocabulary: Vocabulary
     bits: npt.NDArray[np.uint8]
+    left_open: npt.NDArray[np.uint8]
+    """Labels that a statement by itself only leaves open."""
     weakens: npt.NDArray[np.bool_]
     opens_weakened: npt.NDArray[np.bool_]
 
@@ -409,7 +448,10 @@ class Encoder:
         width = (self.vocabulary.num_labels + 7) // 8
         firm = np.zeros((len(read), width), np.uint8)
         weak = np.zeros_like(firm)
-        gather_bits(numbers, ends, self.bits, self.weakens, self.opens_weakened, firm, weak)
+        gather_bits(
+            *(numbers, ends, self.bits, self.left_open, self.weakens, self.opens_weakened),
+            *(firm, weak),
+        )
         return self.vocabulary.resolve(read, firm, weak)
 
 

@@ -42,6 +42,7 @@ def test_sizes_of_the_shipped_vocabularies() -> None:
     assert sizes == {
         "cinc2017": 4,
         "cinc2021": 26,
+        "code": 6,
         "ecgfounder150": 150,
         "ptbxl_all71": 71,
         "ptbxl_super5": 5,

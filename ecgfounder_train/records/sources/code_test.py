@@ -1,7 +1,7 @@
 """CODE-test (Ribeiro et al., Nature Communications 2020, doi:10.1038/s41467-020-15432-4).
 
 827 recordings of as many patients in one HDF5 file, six findings annotated by cardiologists. Not
-WFDB: the source reads its own recordings (`read_ecg`), so it serves evaluation, not prepare.
+WFDB: the source reads its own recordings (`read_ecg`).
 """
 
 from collections.abc import Sequence
@@ -100,7 +100,14 @@ class CodeTestSource:
             pl.lit("code_test").alias("site"),
             pl.lit(FS).alias("fs"),
         )
-        return SourceTable(complete(records.lazy()), self.root, None, {"rows": table.height})
+        counts = {"rows": table.height}
+        return SourceTable(
+            complete(records.lazy()), self.root, None, counts, read_ecg=self.read_ecg
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Workers open the file themselves; an open one cannot be sent to them.
+        return type(self), (self.root, self.annotations, self.leads, self.unit_mv)
 
     @cached_property
     def _tracings(self) -> Any:
@@ -114,7 +121,10 @@ class CodeTestSource:
 
     @cached_property
     def _some_tracings(self) -> NDArray[np.float64]:
-        return np.asarray(self._tracings[:_NUM_TRACINGS_LOOKED_AT], np.float64)
+        return self._first_tracings(_NUM_TRACINGS_LOOKED_AT)
+
+    def _first_tracings(self, number: int) -> NDArray[np.float64]:
+        return np.asarray(self._tracings[:number], np.float64)
 
     @cached_property
     def _millivolt(self) -> float:
@@ -175,7 +185,9 @@ class CodeTestSource:
         Raises:
             RejectedRecordError: It holds nothing but zeros.
         """
-        tracing = np.asarray(self._tracings[int(record_path)], np.float32).T
+        return self._record(np.asarray(self._tracings[int(record_path)], np.float32).T)
+
+    def _record(self, tracing: NDArray[np.float32]) -> EcgRecord:
         filled = np.flatnonzero(tracing.any(axis=0))
         if not len(filled):
             raise RejectedRecordError(RejectReason.ALL_ZERO, "nothing but zeros")

@@ -1,0 +1,140 @@
+"""CODE-15 % (Ribeiro et al. 2021, doi:10.5281/zenodo.4916206): 345,779 exams of 233,770 patients.
+
+`exams.csv` has one row per exam with six findings, `exams_part*.hdf5` the tracings: 4,096 samples
+at 400 Hz, of which a recording of 7 s fills 2,800. The zeros around it are not signal and are left
+out. Order of the leads and unit are found as for CODE-test, or given.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ecgfounder_train.core.errors import RejectedRecordError, RejectReason, UserError
+from ecgfounder_train.records.record import EcgRecord
+from ecgfounder_train.records.sources.code_test import FINDINGS, FS, CodeTestSource
+from ecgfounder_train.records.sources.table import (
+    STAND_IN_PATIENT,
+    SourceTable,
+    clean,
+    clean_id,
+    clean_number,
+    collect,
+    complete,
+    find_column,
+    scan_strings,
+)
+
+
+@dataclass(frozen=True)
+class Code15Source(CodeTestSource):
+    """The folder as Zenodo unpacks it: `exams.csv` beside `exams_part0.hdf5` and so on."""
+
+    REMOTE_FILES: ClassVar = ()
+    annotations: str = "exams.csv"
+
+    def read(self) -> SourceTable:
+        """Return one row per exam; `record_path` is the HDF5 file and the exam's number.
+
+        Raises:
+            UserError: The table or a column is missing, or none of the HDF5 files is there.
+        """
+        path = self.root / self.annotations
+        if not path.is_file():
+            raise UserError(f"{path} does not exist. source.root must be the unpacked CODE-15 %.")
+        frame, columns = scan_strings(path)
+        truth = clean(find_column(columns, ["is_male"], path)).str.to_lowercase()
+        said = pl.concat_list(
+            pl.when(
+                clean(find_column(columns, [name], path)).str.to_lowercase().is_in(["true", "1"])
+            ).then(pl.lit(name))
+            for name in FINDINGS
+        ).list.drop_nulls()
+        file = clean(find_column(columns, ["trace_file"], path))
+        exam = clean_id(find_column(columns, ["exam_id"], path))
+        table = collect(
+            frame.select(
+                exam.alias("record_id"),
+                (file + "/" + exam).alias("record_path"),
+                clean_id(find_column(columns, ["patient_id"], path)).alias("patient_id"),
+                clean_number(find_column(columns, ["age"], path)).alias("age_years"),
+                truth.replace_strict(
+                    {"true": "M", "1": "M", "false": "F", "0": "F"},
+                    default=None,
+                    return_dtype=pl.String,
+                ).alias("sex"),
+                said.alias("statements"),
+                file.alias("file"),
+                pl.lit("code15").alias("site"),
+                pl.lit(FS).alias("fs"),
+            ),
+            path,
+        )
+        present = {item.name for item in self.root.glob("*.hdf5")}
+        absent = ~pl.col("file").is_in(sorted(present))
+        missing = table.filter(absent | pl.col("file").is_null()).height
+        if missing == table.height:
+            raise UserError(f"None of the HDF5 files that {path} names is in {self.root}.")
+        _ = self._lead_names, self._millivolt  # a wrong setting must not wait for the first record
+        unknown = pl.col("patient_id").is_null()
+        counts = {
+            "rows": table.height,
+            "exams_in_files_not_there": missing,
+            "patient_unknown_record_stands_in": table.filter(unknown).height,
+        }
+        records = table.lazy().with_columns(
+            pl.when(absent.fill_null(True))
+            .then(pl.lit(RejectReason.MISSING_SIGNAL_FILE.value))
+            .alias("reject_reason"),
+            pl.when(unknown)
+            .then(pl.lit(STAND_IN_PATIENT) + pl.col("record_id"))
+            .otherwise("patient_id")
+            .alias("patient_id"),
+        )
+        return SourceTable(complete(records), self.root, None, counts, read_ecg=self.read_ecg)
+
+    def _first_tracings(self, number: int) -> NDArray[np.float64]:
+        first = next(iter(sorted(self.root.glob("*.hdf5"))), None)
+        if first is None:
+            raise UserError(f"{self.root} holds no HDF5 file.")
+        return np.asarray(_open(first)[0][:number], np.float64)
+
+    def read_ecg(self, record_path: str) -> EcgRecord:
+        """Return one exam without the zeros that fill it up to 4,096 samples.
+
+        Raises:
+            RejectedRecordError: Its file or row is absent or damaged, or it is all zeros.
+        """
+        file, _, exam = record_path.rpartition("/")
+        try:
+            tracings, rows = _open(self.root / file)
+            tracing = np.asarray(tracings[rows[int(exam)]], np.float32).T
+        except KeyError:
+            raise RejectedRecordError(
+                RejectReason.MISSING_SIGNAL_FILE, "the exam is not in its file"
+            ) from None
+        except (UserError, OSError, ValueError) as error:
+            raise RejectedRecordError(
+                RejectReason.UNREADABLE_SIGNAL, f"HDF5: {type(error).__name__}"
+            ) from None
+        return self._record(tracing)
+
+
+@lru_cache(maxsize=32)
+def _open(path: Path) -> tuple[Any, dict[int, int]]:
+    """Return the tracings of a file, not read yet, and the row of each exam."""
+    import h5py
+
+    try:
+        content = h5py.File(path, "r")
+        rows = {int(exam): row for row, exam in enumerate(content["exam_id"][:].ravel())}
+        return content["tracings"], rows
+    except (OSError, KeyError) as error:
+        raise UserError(f"{path} is missing or holds no 'tracings' and 'exam_id'.") from error
+
+
+SOURCE = Code15Source
