@@ -109,10 +109,14 @@ class BatchTransform:
             input: (B, num_leads, num_samples) float32, normalised; 0 outside the valid part.
             targets, mask: (B, num_labels) float32.
         """
-        signal = batch["ecg"].float() / MICROVOLT_PER_MILLIVOLT
-        stats = batch["stats"]
+        signal, stats = batch["ecg"], batch["stats"]
+        sign = None
         if self.lead_choice != "all":
-            signal, stats = self._one_lead(signal, stats, batch, training)
+            # Before the cast: eleven of twelve leads need no room as floats.
+            signal, stats, sign = self._one_lead(signal, stats, batch, training)
+        signal = signal.float() / MICROVOLT_PER_MILLIVOLT
+        if sign is not None:
+            signal = signal * sign
         time = torch.arange(signal.shape[-1], device=signal.device)
         start = batch["valid_start"][:, None]
         valid = (time >= start) & (time < start + batch["valid_num_samples"][:, None])
@@ -127,7 +131,7 @@ class BatchTransform:
 
     def _one_lead(
         self, signal: torch.Tensor, stats: torch.Tensor, batch: Mapping[str, Any], training: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         axes: Sequence[tuple[str, int]] = (("I", 1), *_FRONTAL)
         choice = np.zeros(len(signal), np.int64)
         if training and self.lead_choice == "published":
@@ -142,7 +146,7 @@ class BatchTransform:
         sample = torch.arange(len(signal), device=signal.device)
         chosen = stats[sample, lead]
         turned = torch.stack([chosen[:, 0] * sign, chosen[:, 1]], dim=-1)
-        return signal[sample, lead][:, None] * sign[:, None, None], turned[:, None]
+        return signal[sample, lead][:, None], turned[:, None], sign[:, None, None]
 
     def _augment(
         self,
