@@ -96,6 +96,6 @@ def efficiency_figure(curves: Sequence[EfficiencyCurve], y_label: str) -> Figure
         axes.set_xticks([share * 100 for share in shares], [f"{s * 100:g} %" for s in shares])
         axes.minorticks_off()
         axes.set(xlabel="share of the training patients", ylabel=y_label)
-        axes.legend(loc="lower right")
+        axes.legend(loc="best")
         light_grid(axes)
         return figure

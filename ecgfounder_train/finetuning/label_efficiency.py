@@ -126,7 +126,10 @@ def _row(init: str, member: Mapping[str, Any], result: Mapping[str, Any]) -> dic
 def _write(run: RunDirectory, table: pl.DataFrame, config: Mapping[str, Any]) -> Any:
     run.path.mkdir(parents=True, exist_ok=True)
     metric = str(table["metric"][0])
-    names = {name: words.format(mode=config["mode"]) for name, words in _IN_WORDS.items()}
+    names = {
+        name: words.format(mode=str(config["mode"]).replace("_", " "))
+        for name, words in _IN_WORDS.items()
+    }
     figure = efficiency_figure(
         [
             _curve(names[str(init)], part)
@@ -232,7 +235,9 @@ def _cell(row: Mapping[str, Any]) -> Cell:
     if row["value"] is None:
         return Undefined("no label has both classes in the test part")
     if row["lower"] is None:
-        return WithInterval(row["value"], np.nan, np.nan, "mean of several quantities")
+        mean = row["metric"].startswith("mean")
+        why = "mean of several quantities" if mean else "too few test patients"
+        return WithInterval(row["value"], np.nan, np.nan, why)
     return WithInterval(row["value"], row["lower"], row["upper"])
 
 
