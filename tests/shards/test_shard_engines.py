@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import shard_archive
+import yaml
 from shard_archive import Archive
 
 from ecgfounder_train.core.errors import UserError
@@ -216,3 +217,10 @@ def test_full_disk_is_said_and_what_is_made_stays(
 def test_wrong_executor_options_name_the_key(config: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         ExecutorOptions.from_config(config)
+
+
+@pytest.mark.parametrize("name", ["inline", "local", "slurm"])
+def test_executor_configs_are_valid(name: str) -> None:
+    path = Path(__file__).resolve().parents[2] / "configs" / "executor" / f"{name}.yaml"
+    options = ExecutorOptions.from_config(yaml.safe_load(path.read_text()))
+    assert options.kind == name
