@@ -15,8 +15,10 @@ from official_net1d import Net1D as OfficialNet1D
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.run_directory import RunDirectory
+from ecgfounder_train.evaluation.assessment import assess
+from ecgfounder_train.evaluation.predictions import Predictions
 from ecgfounder_train.evaluation.trained import OFFICIAL_LICENCE, TrainedModel
-from ecgfounder_train.export.card import LICENCE_DISCREPANCY
+from ecgfounder_train.export.card import LICENCE_DISCREPANCY, Evaluated, write_card
 from ecgfounder_train.export.hub import from_pretrained
 from ecgfounder_train.inference import load_model
 from ecgfounder_train.models import create_model
@@ -167,8 +169,8 @@ def test_the_card_has_the_metrics_of_these_very_weights(run: RunDirectory, tmp_p
     assert "95 % intervals are by patient" in text
     for heading in ("Intended use", "Limits", "Biases", "Licence", "Training data"):
         assert f"## {heading}" in text
-    assert "Not a medical device" in text and "| test | sex " in text
-    assert "Training data: test, 90 records" in text
+    assert "Not a medical device" in text
+    assert "Training data: test, 100 records (63 windows in the training part)" in text
     assert LICENCE_DISCREPANCY not in text
     path = find_checkpoint(run, "best")
     other = path.with_name("other.ckpt")
@@ -178,6 +180,27 @@ def test_the_card_has_the_metrics_of_these_very_weights(run: RunDirectory, tmp_p
     text = card(done.folder)[1]
     assert "not evaluated before they were exported" in text and "other weights" in text
     assert any("no metrics" in note for note in done.notes)
+
+
+def test_the_card_gives_means_with_intervals_and_differences_between_groups(
+    official_file: Path,
+) -> None:
+    trained = TrainedModel.load(official_file)
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 2, (400, 3)).astype(np.uint8)
+    logits = (targets + rng.normal(0, 1, targets.shape)).astype(np.float32)
+    sexes = ["F", "M"] * 200
+    logits[1::2] = rng.normal(0, 1, (200, 3))  # for men it only guesses
+    predictions = Predictions.create(
+        trained.labels[:3], [f"{number:032x}" for number in range(400)], logits, targets, sex=sexes
+    )
+    text = write_card(trained, "x", {}, [], [Evaluated("val", assess(predictions))])
+    assert re.search(r"\| AUROC \| 0\.6\d\d \| 0\.[56]\d\d to 0\.[67]\d\d \| 3 \|", text)
+    areas = {sex: re.search(rf"\| val \| sex {sex} \| 200 \| (0\.\d+) ", text) for sex in "FM"}
+    female, male = (float(found[1]) for found in areas.values() if found)
+    assert female > 0.7 and abs(male - 0.5) < 0.1
+    assert re.search(rf"\| 0 \| {trained.labels[0]} \| binary \| 0\.\d+ \(0\.\d+-0\.\d+\) \|", text)
+    assert f"| 3 | {trained.labels[3]} | binary | not evaluated |" in text
 
 
 def test_what_comes_from_ecgfounder_states_the_licence_discrepancy(

@@ -121,7 +121,7 @@ def test_every_profile_gives_torchs_logits(name: str, lead_choice: str) -> None:
         expected = by_torch(trained, arrays)
         given = arrays if lead_choice == "all" else lead_i_only(arrays)
         found = fed(runtime, given)["logits"]
-        assert np.abs(expected).max() > 0.5
+        assert np.abs(expected).max() > 0.1
         np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
 
 
