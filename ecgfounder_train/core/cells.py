@@ -110,7 +110,8 @@ def take_lists(numbers: pl.Series, rows: NDArray[np.int32]) -> pl.Series:
     values = array.values.to_numpy(zero_copy_only=False)
     offsets = array.offsets.to_numpy(zero_copy_only=False)
     ends = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum(np.where(rows < 0, 0, np.diff(offsets)[np.maximum(rows, 0)]), out=ends[1:])
+    lengths = np.append(np.diff(offsets), 0)  # a row of -1 takes the last, of nothing
+    np.cumsum(lengths[rows], out=ends[1:])
     taken = np.empty(ends[-1], values.dtype)
     _take(values, offsets, rows, ends, taken)
     lists = pa.LargeListArray.from_arrays(
