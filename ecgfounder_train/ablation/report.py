@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ecgfounder_train import __version__
+from ecgfounder_train.ablation.learning_rates import RatePoint, fit_rate_rule
 from ecgfounder_train.ablation.plan import SEED, Ablation, short_count
 from ecgfounder_train.ablation.results import MemberResult, Results, read_results
 from ecgfounder_train.ablation.scaling import PowerLaw, fit_power_law, why_no_law
@@ -34,7 +36,9 @@ from ecgfounder_train.figures import (
     SizePoint,
     WithInterval,
     curves_figure,
+    figure_png,
     forest_figure,
+    rate_figure,
     size_figure,
 )
 from ecgfounder_train.metrics import clusters_from_keys
@@ -48,6 +52,7 @@ BANDS = (
 )
 """Bands of prevalence: rare findings are where size might matter most, and a mean hides them."""
 
+RATE = "optimizer.lr"
 _HEADLINE = "headline"
 _PARAMETERS, _FLOPS, _ECGS = "parameters", "training FLOPs", "training ECGs at hand"
 
@@ -169,12 +174,17 @@ def write_report(
     page.section("Table")
     _add_table(page, rows, compared, band_labels, csv_path.name)
     page.section("Figures")
-    _add_figures(page, rows, axis, law, headline)
+    figure = _add_figures(page, rows, axis, law, headline)
+    if _differing(rows) == {"model", RATE}:
+        page.section("The learning rate by size")
+        figure = _add_rates(page, rows, headline) or figure
     page.section("Tests against the best")
     _add_tests(page, compared)
     page.section("How the numbers are made")
     page.bullets(_METHODS)
     page.write(path, f"ecgfounder_train {__version__}. Research use only.")
+    with atomic_file(path.with_suffix(".png")) as handle:
+        handle.write(figure_png(figure))
     print(" ".join(sentences))
     return path
 
@@ -210,13 +220,18 @@ def _bands(targets: NDArray[np.uint8], observed: NDArray[np.uint8]) -> dict[str,
     return {name: (prevalence >= low) & (prevalence < high) for name, low, high in BANDS}
 
 
-def _size_axis(rows: Sequence[Row]) -> tuple[str, str] | None:
-    """Return by what the variants are ordered: parameters, or training ECGs at hand."""
-    differing = {
+def _differing(rows: Sequence[Row]) -> set[str]:
+    """Return the axes on which the variants differ."""
+    return {
         name
         for name in rows[0].members[0].member.choices
         if name != SEED and len({row.members[0].member.choices[name] for row in rows}) > 1
     }
+
+
+def _size_axis(rows: Sequence[Row]) -> tuple[str, str] | None:
+    """Return by what the variants are ordered: parameters, or training ECGs at hand."""
+    differing = _differing(rows)
     if differing == {"model"} and len({row.mean("parameters") for row in rows}) == len(rows):
         return _PARAMETERS, "parameters"
     if differing == {"data.patient_fraction"}:
@@ -358,10 +373,12 @@ def _add_figures(
     axis: tuple[str, str] | None,
     law: PowerLaw | None,
     headline: str,
-) -> None:
+) -> Figure:
+    """Add the figure of the result and the curves; return the former."""
     if axis is not None:
+        main = summary_figure(rows, axis, law, headline)
         page.figure(
-            summary_figure(rows, axis, law, headline),
+            main,
             f"Of the {headline}. Intervals are for other patients and, where several seeds were "
             "trained, other seeds. The sizes share their patients, so overlapping intervals do not "
             "say that there is no difference: the tests below do.",
@@ -376,8 +393,9 @@ def _add_figures(
             np.array([item.lower for item in found]),
             np.array([item.upper for item in found]),
         )
+        main = forest_figure([row.variant.name for row in order], [series], headline)
         page.figure(
-            forest_figure([row.variant.name for row in order], [series], headline),
+            main,
             "The variants share their patients, so overlapping intervals do not say that there is "
             "no difference: the tests below do.",
             "AUROC by variant",
@@ -392,11 +410,12 @@ def _add_figures(
     )
     if curves is not None:
         page.figure(curves, "Means over the seeds, as training logged them.", "Curves")
+    return main
 
 
 def summary_figure(
     rows: Sequence[Row], axis: tuple[str, str], law: PowerLaw | None, headline: str
-) -> Any:
+) -> Figure:
     """Return AUROC against parameters and training FLOPs, or against training ECGs at hand."""
     panels = {axis[0]: axis[1]}
     if axis[0] == _PARAMETERS:
@@ -418,6 +437,56 @@ def summary_figure(
         x = np.geomspace(min(sizes), max(sizes), 100)
         curve = (axis[0], x, law.at(x))
     return size_figure(points, headline.split(" over ")[0], curve)
+
+
+def _add_rates(page: HtmlPage, rows: Sequence[Row], headline: str) -> Figure | None:
+    """Add results over the learning rate and the rule that `optimizer.lr_rule=power` takes."""
+    points = [
+        RatePoint(
+            row.mean("parameters"),
+            float(row.members[0].member.choices[RATE].split("=")[1]),
+            row.variant.estimate.value,
+        )
+        for row in rows
+    ]
+    try:
+        rule = fit_rate_rule(points)
+    except UserError as error:
+        page.paragraph(str(error))
+        return None
+    shown = {size: f"{short_count(size)} parameters" for size in sorted(rule.levels)}
+    by_size = {
+        size: sorted((p.rate, p.auroc) for p in points if p.parameters == size) for size in shown
+    }
+    grid = np.geomspace(min(p.rate for p in points) / 1.2, max(p.rate for p in points) * 1.2, 80)
+    figure = rate_figure(
+        {
+            shown[size]: ([rate for rate, _ in found], [value for _, value in found])
+            for size, found in by_size.items()
+        },
+        {shown[s]: (grid, np.array([rule.auroc(s, x) for x in grid.tolist()])) for s in shown},
+        {shown[s]: (rule.best_rate(s), rule.auroc(s, rule.best_rate(s))) for s in shown},
+        headline.split(" over ")[0],
+    )
+    page.figure(
+        figure,
+        "Points are runs; the curves have one curvature, and their best rates are a power of the "
+        "parameters.",
+        "AUROC against learning rate",
+    )
+    exponent = min(max(rule.exponent, -1.0), 0.0)
+    text = (
+        f"Best rate = {rule.reference_rate:.3g} * (parameters / {rule.reference:,.0f}) ^ "
+        f"{rule.exponent:.2f}; 95 % interval of the exponent {rule.lower:.2f} to "
+        f"{rule.upper:.2f}. A rate twice or half the best costs "
+        f"{rule.curvature * math.log(2) ** 2:.4f} AUROC. As settings: "
+        f"optimizer.lr={rule.reference_rate:.3g} optimizer.lr_rule=power "
+        f"optimizer.lr_reference_parameters={rule.reference:.0f} "
+        f"optimizer.lr_exponent={exponent:.2f}"
+    )
+    page.paragraph(text)
+    print(text)
+    return figure
 
 
 def _add_tests(page: HtmlPage, compared: Compared) -> None:

@@ -123,8 +123,9 @@ def _require_comparable(
                     "cannot compare them. Take one of them out of ablation.axes."
                 )
     by_flops = ablation.budget.flops is not None
+    # What was asked for: the last batch of a run overshoots it by more or less.
     spent = {
-        member.name: float(_flops(found) if by_flops else found["samples_seen"])
+        member.name: float(_flops(found) if by_flops else found["total_samples"])
         for member, found in finished
     }
     low, high = min(spent, key=spent.__getitem__), max(spent, key=spent.__getitem__)
@@ -150,7 +151,7 @@ def network_of_spec(spec: Mapping[str, Any]) -> Net1DConfig:
 def _flops(state: Mapping[str, Any]) -> float:
     num_samples = SignalProfile.from_config(state["spec"]["signal"]).num_samples
     per_ecg = forward_flops(network_of_spec(state["spec"]), num_samples)
-    return float(STEP_FORWARDS * per_ecg * state["samples_seen"])
+    return float(STEP_FORWARDS * per_ecg * state["total_samples"])
 
 
 def _read(

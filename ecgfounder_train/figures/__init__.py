@@ -1,6 +1,11 @@
 """Figures and the page they stand on: used by every report, knowing nothing of models."""
 
-from ecgfounder_train.figures.ablation import SizePoint, curves_figure, size_figure
+from ecgfounder_train.figures.ablation import (
+    SizePoint,
+    curves_figure,
+    rate_figure,
+    size_figure,
+)
 from ecgfounder_train.figures.comparison import (
     ForestSeries,
     confusion_figure,
@@ -57,6 +62,7 @@ __all__ = [
     "label_figure",
     "precision_recall_figure",
     "prevalence_figure",
+    "rate_figure",
     "roc_figure",
     "size_figure",
     "strip_figure",

@@ -102,6 +102,38 @@ def _legend(axes: Axes, with_law: bool) -> None:
     axes.legend(loc="lower right", fontsize=7)
 
 
+def rate_figure(
+    points: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    fits: Mapping[str, tuple[NDArray[np.floating], NDArray[np.floating]]],
+    best: Mapping[str, tuple[float, float]],
+    y_label: str,
+) -> Figure:
+    """Return results over the learning rate, a colour per network.
+
+    Args:
+        points: Rates and results by network.
+        fits: The fitted curve of each, empty where nothing was fitted.
+        best: Where the rule puts the best rate of each.
+        y_label: What is plotted.
+    """
+    with house_style():
+        figure = new_figure(7.2, 3.4)
+        axes = figure.add_subplot()
+        for index, (name, (rates, values)) in enumerate(points.items()):
+            colour = PALETTE[index % len(PALETTE)]
+            axes.plot(rates, values, linestyle="", marker="o", color=colour, label=name)
+            if name in fits:
+                axes.plot(*fits[name], color=colour, linewidth=1.2)
+            if name in best:
+                axes.plot(*best[name], marker="*", markersize=12, color=colour, linestyle="")
+        axes.set_xscale("log")
+        axes.set(xlabel="learning rate", ylabel=y_label)
+        axes.plot([], [], marker="*", markersize=12, linestyle="", color=MUTED, label="by the rule")
+        axes.legend(loc="best", fontsize=8)
+        light_grid(axes)
+        return figure
+
+
 def curves_figure(
     members: Mapping[str, Sequence[Mapping[str, Series]]], columns: Mapping[str, str]
 ) -> Figure | None:

@@ -57,7 +57,7 @@ class OptimizerSettings:
     decay_all: bool = True
     lr_rule: str = "none"
     lr_reference_parameters: float | None = None
-    lr_exponent: float = -0.25
+    lr_exponent: float = -0.13
 
     def __post_init__(self) -> None:
         if self.name != "adamw":
