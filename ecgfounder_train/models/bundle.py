@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ecgfounder_train.core.errors import UserError
@@ -105,7 +105,7 @@ def write_bundle(
     folder = Path(folder)
     weights = folder / WEIGHTS_FILE
     with atomic_file(weights) as handle:
-        save_file(in_precision(state, precision), handle.name, metadata={"format": "pt"})
+        handle.write(save(in_precision(state, precision), metadata={"format": "pt"}))
     content = {
         **description,
         "weights": {

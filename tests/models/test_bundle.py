@@ -110,7 +110,7 @@ def test_a_killed_export_leaves_no_bundle(
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ecgfounder_train.models.bundle.save_file", stop)
+    monkeypatch.setattr("ecgfounder_train.models.bundle.save", stop)
     with pytest.raises(KeyboardInterrupt):
         write_bundle(tmp_path / "out", description(), state)
     assert list((tmp_path / "out").iterdir()) == []
