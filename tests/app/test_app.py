@@ -21,6 +21,7 @@ REQUIRED = {
     "verify": ["shards=DIR"],
     "evaluate": ["run=NAME"],
     "predict": ["checkpoint=PATH", "input=GLOB"],
+    "finetune": ["checkpoint=PATH", "run=NAME"],
     "simulate": ["out=DIR"],
 }
 
@@ -78,6 +79,8 @@ def test_every_group_of_the_configs_is_covered() -> None:
 def test_every_choice_of_every_group_composes(verb: str, group: str, choice: str) -> None:
     # Whatever chooses a source, an external evaluation too, must be told where it lies.
     extra = ["source.root=DIR"] if group == "source" or choice.startswith("eval_") else []
+    if choice == "patient_list":
+        extra = ["split.file=CSV"]
     arguments = list(dict.fromkeys([*required(verb), *extra, f"{group}={choice}"]))
     config = app.compose_config(verb, arguments)
     plain = OmegaConf.to_container(config, resolve=True)
@@ -124,7 +127,7 @@ def test_every_experiment_has_settings_that_are_accepted(choice: str) -> None:
         ("pretrain", ["data.global_batchsize=8"], "Did you mean 'data.global_batch_size'"),
         ("pretrain", ["optimiser=adamw"], "Did you mean 'optimizer'"),
         ("pretrain", ["model=net1d_31"], "There is no model=net1d_31. Did you mean 'net1d_31m'"),
-        ("pretrain", ["schedule=xyz"], "Valid: constant, cosine, one_cycle, step"),
+        ("pretrain", ["schedule=xyz"], "Valid: constant, cosine, one_cycle, plateau, step"),
         ("pretrain", ["experiment=ptbxl"], "There is no experiment=ptbxl."),
         ("pretrain", [], "scripts/pretrain.py needs run=... shards=..."),
         ("prepare", ["shards=x"], "needs source.root=..."),
