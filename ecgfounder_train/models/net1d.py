@@ -375,8 +375,8 @@ def _scaled(*widths: int) -> Net1DConfig:
 
 
 # Parameters count the bypassed BatchNorm, 12 leads and 150 labels, as the paper's sizes do.
-# 500k, 1m, 12m, 26m, 76m and 110m are what `families.solve` gives for 0.5, 1.2, 11.7, 25.6, 76.3 and
-# 110 M: the released widths times one factor (0.60, 0.905, 1.61 and 1.935 for the last four),
+# 500k, 1m, 12m, 26m, 76m and 110m are what `families.solve` gives for 0.5, 1.2, 11.7, 25.6, 76.3
+# and 110 M: the released widths times one factor (0.60, 0.905, 1.61 and 1.935 for the last four),
 # rounded to the group width. The paper names only the totals. 2m and 8m are the two smaller width
 # lists found in the authors' published code.
 MODEL_TABLE: dict[str, Net1DConfig] = {
