@@ -4,6 +4,7 @@ outputs/runs/NAME/
     config.yaml       the resolved configuration of the last start
     run.json          state, progress, versions, fingerprints (no host name, no user, no path)
     metrics.csv       one row per logged step and validation
+    failure.json      why the last start failed, if it did (may name paths: stays on this machine)
     checkpoints/      step-000000123.ckpt (newest kept), best.ckpt
     evaluation/SPLIT/ predictions.parquet, labels.csv, report.html
 """
@@ -77,6 +78,11 @@ class RunDirectory:
     def state_file(self) -> Path:
         """What the run is, and how far."""
         return self.path / "run.json"
+
+    @property
+    def failure_file(self) -> Path:
+        """Why the last start failed; absent where it did not."""
+        return self.path / "failure.json"
 
     @property
     def metrics_file(self) -> Path:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from ecgfounder_train.models.checkpoint import (
 from ecgfounder_train.training.faults import FaultCounts
 from ecgfounder_train.training.metrics_log import MetricsLog
 from ecgfounder_train.training.module import PretrainModule
-from ecgfounder_train.training.signals import StopRequest
+from ecgfounder_train.training.signals import SIGNALS, StopRequest
 
 
 @dataclass
@@ -314,21 +315,25 @@ class RunKeeper(L.Callback):
         Raises:
             UserError: A rank could not read its samples.
         """
-        stop, due = self.stop.signal is not None, self._is_due(module)
+        due = self._is_due(module)
         quarantined, self._quarantined = self._quarantined, 0
         if trainer.world_size > 1:
             due = due and trainer.is_global_zero
             failed, bad = self._error is not None, module.step_was_bad
-            flags = torch.tensor([stop, due, failed, bad, quarantined], dtype=torch.int64)
+            asked = [self.stop.signal is number for number in SIGNALS]
+            flags = torch.tensor([due, failed, bad, quarantined, *asked], dtype=torch.int64)
             flags = flags.to(trainer.strategy.root_device)
             torch.distributed.all_reduce(flags)
-            stops, saves, failures, bads, quarantined = flags.tolist()
-            stop, due = stops > 0, saves > 0
+            saves, failures, bads, quarantined, *stops = flags.tolist()
+            due = saves > 0
+            if self.stop.signal is None:
+                # All ranks end in the same way, whichever of them was asked to.
+                self.stop.signal = next((n for n, k in zip(SIGNALS, stops, strict=True) if k), None)
             if failures:
                 self._fail_together(trainer)
             assert bads in (0, trainer.world_size), "ranks disagree about a gradient they share"
         module.fault_counts.quarantined += quarantined
-        return stop, due
+        return self.stop.signal is not None, due
 
     def _note_bad_samples(self, batch: Mapping[str, Any]) -> None:
         self._quarantined += len(batch.get("quarantined", ()))
@@ -403,6 +408,8 @@ class RunKeeper(L.Callback):
         if trainer.is_global_zero:
             self._write_state(_module(pl_module), "stopped" if self.stopped_early else "finished")
             self.log.close()
+        # A launcher may end all ranks soon after the first has ended: none before rank 0 is done.
+        trainer.strategy.barrier()
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -410,6 +417,12 @@ class RunKeeper(L.Callback):
         """Give the terminal back before the error is printed."""
         if hasattr(self, "meter"):
             self.meter.__exit__(None, None, None)
+
+    def note_failure(self, module: PretrainModule) -> None:
+        """Say in run.json that the run ended by an error; failure.json says by which."""
+        # On a full disk the error that is under way says more than this one would.
+        with suppress(UserError):
+            self._write_state(module, "failed")
 
     def _log_training(self, trainer: L.Trainer, module: PretrainModule) -> None:
         # Of steps that were all skipped there is no loss.

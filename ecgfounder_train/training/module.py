@@ -303,12 +303,21 @@ class PretrainModule(L.LightningModule):
         self.check_finite()
         self._auroc.reset()
         self._val_loss.zero_()
+        if self.trainer.world_size > 1:
+            # BatchNorm's moments are each rank's own; checkpoints hold those of rank 0, and so a
+            # validation must not depend on the others'.
+            for buffer in self._validated.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
+    @property
+    def _validated(self) -> nn.Module:
+        """What validation measures: the averaged weights if there are any."""
+        return self.average.model if self.average else self.model
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Count one batch, with the averaged weights if there are any."""
         signal, targets, observed = self.transform(batch, training=False)
-        model = self.average.model if self.average else self.model
-        logits = model(signal).float()
+        logits = self._validated(signal).float()
         elements = self.loss(logits, targets, observed)
         self._val_loss += torch.stack([elements.sum(), observed.sum()]).to(self._val_loss)
         self._auroc.update(logits, targets, observed)

@@ -1,7 +1,7 @@
 """Run or resume one pretraining run: the config in, an exit code out."""
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from ecgfounder_train.models.families import resolve_model
 from ecgfounder_train.records import SignalProfile
 from ecgfounder_train.shards import ShardSet
 from ecgfounder_train.training.ema import WeightAverage
+from ecgfounder_train.training.failures import told_to_all
 from ecgfounder_train.training.faults import FaultSettings
 from ecgfounder_train.training.keeper import (
     CheckpointSettings,
@@ -39,7 +40,7 @@ from ecgfounder_train.training.loggers import create_loggers, logger_kind
 from ecgfounder_train.training.module import OptimizerSettings, PretrainModule
 from ecgfounder_train.training.schedules import create_schedule
 from ecgfounder_train.training.settings import Budget, DataSettings, EmaSettings, RunSettings
-from ecgfounder_train.training.signals import StopRequest, stop_on_signals
+from ecgfounder_train.training.signals import StopRequest, stay_if_preempted, stop_on_signals
 from ecgfounder_train.training.split_weights import create_split_loss
 from ecgfounder_train.training.trainer import TrainerSettings, create_trainer, hardware, versions
 
@@ -62,6 +63,14 @@ def train(config: Mapping[str, Any]) -> int:
     settings = TrainerSettings.from_config(config["trainer"])
     data = DataSettings.from_config(config["data"])
     data.per_rank(settings.world_size)
+    # From here on a rank may fail alone, as one whose node does not see the shards.
+    with told_to_all(run, settings.world_size) if settings.world_size > 1 else nullcontext():
+        return _train(config, run, settings, data)
+
+
+def _train(
+    config: Mapping[str, Any], run: RunDirectory, settings: TrainerSettings, data: DataSettings
+) -> int:
     if data.reader == "webdataset":
         # What is streamed need not lie beside the manifest.
         shards = ShardSet.open(config["shards"], check_files=data.stream is None)
@@ -167,7 +176,7 @@ def fit(
             callbacks=[keeper],
             accumulate=data.global_batch_size // (per_rank * settings.world_size),
             gradient_clip_norm=numbers.gradient_clip_norm,
-            default_root_dir=str(run.path),
+            run=run,
         )
         if _is_complete(run, module, str(config["resume"]), patience):
             hint = f" Evaluate it with {evaluate_with}, or raise" if evaluate_with else " Raise"
@@ -177,13 +186,21 @@ def fit(
             )
             return 0
         try:
-            trainer.fit(module, datamodule=datamodule)
+            with told_to_all(run, settings.world_size):
+                trainer.fit(module, datamodule=datamodule)
         except SystemExit as error:
             # What Lightning makes of a second Ctrl-C.
             raise KeyboardInterrupt(
                 "Run the same command again to go on from the last checkpoint."
             ) from error
-    return _farewell(run, keeper, module, stop, evaluate_with)
+        except Exception:
+            if is_rank_zero():
+                keeper.note_failure(module)
+            raise
+        code = _farewell(run, keeper, module, stop, evaluate_with)
+        if keeper.stopped_early:
+            stay_if_preempted(stop)
+    return code
 
 
 def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.strategies import DDPStrategy
 
 from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.core.settings import parse_settings
+from ecgfounder_train.training.failures import OwnRanksStrategy
 
 PRECISIONS = ("auto", "32", "bf16-mixed", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "gpu")
@@ -106,7 +107,7 @@ def create_trainer(
     callbacks: list[L.Callback],
     accumulate: int,
     gradient_clip_norm: float | None,
-    default_root_dir: str,
+    run: RunDirectory,
 ) -> L.Trainer:
     """Return a Trainer that leaves progress, logging and checkpoints to our callbacks."""
     _quieten_lightning()
@@ -114,7 +115,8 @@ def create_trainer(
         torch.set_num_threads(settings.num_threads)
     strategy: Any = "auto"
     if settings.world_size > 1:
-        strategy = DDPStrategy(
+        strategy = OwnRanksStrategy(
+            run,
             process_group_backend="nccl" if settings.on_gpu else "gloo",
             timeout=timedelta(seconds=settings.ddp_timeout_s),
             gradient_as_bucket_view=True,
@@ -145,7 +147,7 @@ def create_trainer(
         deterministic=settings.deterministic,
         # cudnn's search for the fastest kernel pays off at fixed shapes, which ours are.
         benchmark=settings.on_gpu and not settings.deterministic,
-        default_root_dir=default_root_dir,
+        default_root_dir=str(run.path),
     )
 
 

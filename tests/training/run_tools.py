@@ -119,11 +119,17 @@ def _arm(kill_at: str) -> None:
 
 
 def command(
-    overrides: Sequence[str], prefix: Sequence[str] = (), **options: Any
+    overrides: Sequence[str], launcher: Sequence[str] = (), **options: Any
 ) -> subprocess.Popen[str]:
-    """Start the script as a user does, in a process group of its own."""
+    """Start the script as a user does, in a process group of its own.
+
+    Args:
+        overrides: Its arguments.
+        launcher: Arguments of Python that start it, such as `-m torch.distributed.run`.
+        options: Of Popen.
+    """
     return subprocess.Popen(
-        [*prefix, sys.executable, str(SCRIPTS / "pretrain.py"), *overrides],
+        [sys.executable, *launcher, str(SCRIPTS / "pretrain.py"), *overrides],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -1,0 +1,191 @@
+"""Training on a real SLURM: preempted, requeued, cancelled, a node killed, and nothing is lost.
+
+One preemption of two ranks by default; with ECG_TEST_TIER=all five of four ranks, and all the rest.
+"""
+
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import run_tools
+import tiny_set
+from slurm_cluster import LocalSlurm
+
+from ecgfounder_train.core.run_directory import RunDirectory
+from ecgfounder_train.shards import ShardSet
+
+ALL = os.environ.get("ECG_TEST_TIER") == "all"
+TASKS_PER_NODE = 2 if ALL else 1
+PREEMPTIONS = 5 if ALL else 1
+# Long enough to be disturbed so many times; a preemption takes effect a second or two after it was
+# asked for.
+SETTINGS = (
+    *(item for item in run_tools.EVERYTHING_ON if not item.startswith("budget.")),
+    "data.batch_size_per_rank=2",
+    "checkpoint.every_samples=160",
+    "budget.validate_every_samples=1500",
+    f"budget.max_epochs={200 if ALL else 60}",
+    "trainer=ddp_cpu",
+)
+TIMEOUT_S = 400.0
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.multiprocess]
+all_tests_only = pytest.mark.skipif(not ALL, reason="ECG_TEST_TIER=all only")
+
+
+class Job:
+    """slurm/pretrain.sbatch on two nodes."""
+
+    def __init__(self, slurm: LocalSlurm, shards: ShardSet, runs: Path, **exported: str) -> None:
+        self.slurm, self.run = slurm, RunDirectory(runs / "run")
+        self.log = runs / "job.log"
+        variables = {"PYTHON": sys.executable, **exported}
+        printed = slurm.run(
+            "sbatch",
+            "--parsable",
+            "--nodes=2",
+            f"--ntasks-per-node={TASKS_PER_NODE}",
+            "--cpus-per-task=1",
+            "--gpus-per-task=0",
+            "--time=60",
+            f"--output={self.log}",
+            f"--chdir={tiny_set.REPOSITORY}",
+            "--export=ALL," + ",".join(f"{name}={value}" for name, value in variables.items()),
+            "slurm/pretrain.sbatch",
+            *tiny_set.tiny_overrides(shards, runs, "run", *SETTINGS),
+        )
+        self.id = printed.strip()
+
+    def wait_for_step(self, step: int) -> None:
+        self._wait(lambda: run_tools.latest_step(self.run) >= step, f"step {step}")
+
+    def wait_until_over(self) -> str:
+        """Return the log once no job is left in the queue."""
+        self._wait(lambda: not self.slurm.jobs(), "the end")
+        return self.log.read_text()
+
+    def restarts(self) -> int:
+        text = self.slurm.run("scontrol", "show", "job", self.id)
+        match = re.search(r"Restarts=(\d+)", text)
+        assert match
+        return int(match[1])
+
+    def ranks(self) -> list[psutil.Process]:
+        """The training processes of the cluster, in the order of their ranks."""
+        found = {}
+        for process in psutil.process_iter():
+            try:
+                env = process.environ()
+                if env.get("SLURM_CONF") == self.slurm.env["SLURM_CONF"] and (
+                    "SLURM_STEP_ID" in env and "scripts/pretrain.py" in process.cmdline()
+                ):
+                    found[int(env["SLURM_PROCID"])] = process
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        return [found[rank] for rank in sorted(found)]
+
+    def _wait(self, condition: Callable[[], object], what: str) -> None:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not condition():
+            text = self.log.read_text() if self.log.exists() else ""
+            assert time.monotonic() < deadline, f"no {what}: {text}{self.slurm.logs()}"
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """The same run on as many ranks, without SLURM and undisturbed."""
+    runs = tmp_path_factory.mktemp("whole")
+    devices = f"trainer.devices={2 * TASKS_PER_NODE}"
+    arguments = tiny_set.tiny_overrides(tiny_shards, runs, "run", *SETTINGS, devices)
+    process = run_tools.command(arguments)
+    output, _ = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, output
+    return RunDirectory(runs / "run")
+
+
+def test_preempted_run_equals_the_undisturbed_one(
+    local_slurm: LocalSlurm, tiny_shards: ShardSet, tmp_path: Path, whole: RunDirectory
+) -> None:
+    job = Job(local_slurm, tiny_shards, tmp_path)
+    for number in range(1, PREEMPTIONS + 1):
+        job.wait_for_step(run_tools.latest_step(job.run) + 11)
+        urgent = ("sbatch", "-p", "urgent", "-N3", "--exclusive", "-o", "/dev/null")
+        local_slurm.run(*urgent, "--wrap", "sleep 1")
+        job._wait(lambda number=number: job.restarts() == number, f"requeue {number}")  # type: ignore[misc]
+        assert run_tools.latest_step(job.run) < run_tools.latest_step(whole), "nothing was left"
+    log = job.wait_until_over()
+    assert log.count("everything up to here is saved") == PREEMPTIONS
+    assert log.count("Resuming run run from step-") == PREEMPTIONS
+    assert "is complete" in log
+    run_tools.assert_same_run(job.run, whole)
+
+
+@all_tests_only
+def test_run_on_a_node_that_dies_goes_on_elsewhere(
+    local_slurm: LocalSlurm, tiny_shards: ShardSet, tmp_path: Path, whole: RunDirectory
+) -> None:
+    job = Job(local_slurm, tiny_shards, tmp_path)
+    job.wait_for_step(20)
+    local_slurm.kill_node("n2")
+    log = job.wait_until_over()
+    if "is complete" not in log:
+        # Its ranks may have found out before SLURM did, and have ended the job.
+        assert "vanished without a word" in log
+        job = Job(local_slurm, tiny_shards, tmp_path)
+        log = job.wait_until_over()
+    assert "Resuming run run from step-" in log
+    run_tools.assert_same_run(job.run, whole)
+
+
+@all_tests_only
+def test_cancelled_run_is_saved_and_goes_on_when_it_is_submitted_again(
+    local_slurm: LocalSlurm, tiny_shards: ShardSet, tmp_path: Path, whole: RunDirectory
+) -> None:
+    job = Job(local_slurm, tiny_shards, tmp_path)
+    job.wait_for_step(20)
+    local_slurm.run("scancel", job.id)
+    log = job.wait_until_over()
+    assert log.count("everything up to here is saved") == 1
+    assert "is complete" not in log and job.restarts() == 0
+    again = Job(local_slurm, tiny_shards, tmp_path)
+    assert "is complete" in again.wait_until_over()
+    run_tools.assert_same_run(again.run, whole)
+
+
+@all_tests_only
+@pytest.mark.parametrize("requeue", ["requeue", "resubmit"])
+def test_run_at_its_time_limit_goes_on_by_itself(
+    local_slurm: LocalSlurm,
+    tiny_shards: ShardSet,
+    tmp_path: Path,
+    whole: RunDirectory,
+    requeue: str,
+) -> None:
+    job = Job(local_slurm, tiny_shards, tmp_path, ECG_REQUEUE=requeue)
+    job.wait_for_step(20)
+    # What --signal=USR1@180 does three minutes before the limit.
+    local_slurm.run("scancel", "--signal=USR1", job.id)
+    log = job.wait_until_over()
+    assert log.count("everything up to here is saved") == 1
+    assert ("Submitted batch job" in log) == (requeue == "resubmit")
+    run_tools.assert_same_run(job.run, whole)
+
+
+@all_tests_only
+def test_killed_task_ends_the_job_and_the_reason_is_told(
+    local_slurm: LocalSlurm, tiny_shards: ShardSet, tmp_path: Path
+) -> None:
+    job = Job(local_slurm, tiny_shards, tmp_path)
+    job.wait_for_step(20)
+    job.ranks()[-1].send_signal(signal.SIGKILL)
+    job._wait(lambda: not job.ranks(), "end of the ranks")
+    log = job.wait_until_over()
+    assert "Another rank vanished without a word" in log
+    assert "is complete" not in log
