@@ -86,7 +86,9 @@ def _compose(verb: str, overrides: list[str]) -> DictConfig:
             f"scripts/{verb}.py starts no jobs itself: give hydra/launcher= to scripts/ablate.py, "
             "or add --multirun."
         )
-    config["launcher"] = settings
+    assert isinstance(settings, dict)
+    # Folder and name of the jobs refer to Hydra's own config, which a single run has not.
+    config["launcher"] = {key: value for key, value in settings.items() if "${" not in str(value)}
     return config
 
 

@@ -6,6 +6,7 @@ from ecgfounder_train.ablation.scaling import Interval, PowerLaw
 from ecgfounder_train.ablation.statistics import Compared, Difference, Estimate
 
 ALPHA = 0.05
+_MOST_LISTED = 4
 
 
 def conclusion(
@@ -44,12 +45,10 @@ def conclusion(
         )
     else:
         verb = "is better than" if compared.with_seeds else "came out above"
-        sentences.append(f"{best.name} {verb} {_listed([_difference(item) for item in worse])}.")
+        sentences.append(f"{best.name} {verb} {_differences(worse)}.")
         if equal:
-            names = _listed([item.name for item in equal])
             sentences.append(
-                f"Between {best.name} and {names} no difference can be claimed "
-                f"({_listed([_difference(item) for item in equal])})."
+                f"From {_differences(equal)} it is not told apart: no difference can be claimed."
             )
     sentences.append(_about_the_edge(compared, ordered, [item.name for item in equal]))
     if compared.with_seeds:
@@ -116,6 +115,15 @@ def _estimate(estimate: Estimate) -> str:
     if estimate.lower != estimate.lower:
         return f"{estimate.value:.3f} (no interval: too few patients)"
     return f"{estimate.value:.3f} (95 % interval {estimate.lower:.3f} to {estimate.upper:.3f})"
+
+
+def _differences(items: Sequence[Difference]) -> str:
+    """Return the differences in words, the smallest first; of many only the first few."""
+    near = sorted(items, key=lambda item: abs(item.estimate.value))
+    shown = [_difference(item) for item in near[:_MOST_LISTED]]
+    if len(near) > _MOST_LISTED:
+        shown.append(f"{len(near) - _MOST_LISTED} others further away (see the tests)")
+    return _listed(shown)
 
 
 def _difference(item: Difference) -> str:

@@ -56,7 +56,8 @@ tbody tr:hover { background: #f5f9fc; }
 th.number { white-space: normal; }
 table.sortable td:first-child { min-width: 11rem; }
 td small { color: var(--muted); }
-td.number small { display: inline-block; max-width: 8.5rem; white-space: normal; }
+td.number small { display: inline-block; max-width: 8.5rem; white-space: normal;
+  overflow-wrap: normal; }
 th span { cursor: pointer; font-weight: 600; }
 th span:focus-visible { outline: 2px solid var(--accent); }
 th span::after { content: " \\2195"; color: #aaa; }
@@ -128,6 +129,13 @@ class Undefined:
 
 
 @dataclass(frozen=True)
+class Withheld:
+    """A value there is, but which is not told; what stands in its place. It sorts as missing."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class WithNote:
     """Text with a remark below it in small print; the text alone sorts."""
 
@@ -145,7 +153,7 @@ class WithInterval:
     reason: str = ""
 
 
-Cell = str | int | float | None | Undefined | WithNote | WithInterval
+Cell = str | int | float | None | Undefined | Withheld | WithNote | WithInterval
 
 
 class HtmlPage:
@@ -337,6 +345,8 @@ def _cell(value: Cell, column: Column) -> str:
         return f"<td{kind}>undefined{reason}</td>"
     if value is None:
         return f"<td{kind}></td>"
+    if isinstance(value, Withheld):
+        return f"<td{kind}><small>{escape(value.text)}</small></td>"
     if isinstance(value, WithNote):
         note = f"<br><small>{escape(value.note)}</small>"
         return f"<td{kind} data-sort={_quoted(value.text)}>{escape(value.text)}{note}</td>"

@@ -30,7 +30,8 @@ def test_command_of_the_readme_composes(command: str) -> None:
     config = compose_config(Path(script).stem, words)
     for word in words:
         key = word.split("=", 1)[0]
-        assert key.split(".")[0] in {*map(str, config), "experiment"}, word
+        own = {*map(str, config), "experiment", "hydra"}
+        assert key.replace("/", ".").split(".")[0] in own, word
 
 
 @pytest.mark.parametrize("line", [line for line, _ in SBATCH])
