@@ -227,5 +227,6 @@ def _estimates(
         counts[:, 2],
         tuple(reasons),
         covariance,
+        np.full(len(value), np.inf),
         level,
     )

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr
+from scipy.special import stdtr
 
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.metrics.arrays import checked_arrays, masked_columns
 from ecgfounder_train.metrics.clusters import Clusters, as_clusters
-from ecgfounder_train.metrics.estimates import Float, normal_quantile
+from ecgfounder_train.metrics.estimates import Float, degrees_of_freedom, pooled_degrees, quantile
 from ecgfounder_train.metrics.intervals import (
     LabelRanking,
     corrected,
@@ -123,6 +123,7 @@ def compare_runs(
     )
     values = np.full((2, len(labels)), np.nan)
     error = np.full(len(labels), np.nan)
+    degrees = np.ones(len(labels))
     total = np.zeros(clusters.num_clusters)
     counted = np.zeros(len(labels), np.bool_)
     reasons: list[str | None] = []
@@ -131,6 +132,7 @@ def compare_runs(
         if reason is None:
             values[:, index] = getattr(one, metric), getattr(other, metric)
             reason = one.few
+            degrees[index] = degrees_of_freedom(one.positive_patients, one.negative_patients)
         if reason is None:
             variance, influence = _difference(one, other, metric)
             counted[index] = True
@@ -142,8 +144,8 @@ def compare_runs(
                 reason = NO_DIFFERENCE
         reasons.append(reason)
     difference = values[0] - values[1]
-    half = normal_quantile(level) * error
-    p_value = _two_sided(difference, error)
+    half = quantile(level, degrees) * error
+    p_value = _two_sided(difference, error, degrees)
     tested = error > 0
     return Comparison(
         metric,
@@ -157,7 +159,12 @@ def compare_runs(
         p_value,
         holm(p_value),
         tuple(reasons),
-        _macro(difference, total, counted, level),
+        _macro(
+            difference[counted],
+            total,
+            pooled_degrees(error[counted] ** 2, degrees[counted]),
+            level,
+        ),
     )
 
 
@@ -233,22 +240,21 @@ def _difference(one: LabelRanking, other: LabelRanking, metric: str) -> tuple[fl
     return corrected(dot(influence, influence), one.positive_patients), influence
 
 
-def _two_sided(difference: Float, error: Float) -> Float:
+def _two_sided(difference: Float, error: Float, degrees: Float) -> Float:
     with np.errstate(divide="ignore", invalid="ignore"):
-        p_value: Float = np.where(error > 0, 2 * ndtr(-np.abs(difference / error)), np.nan)
+        tail = stdtr(degrees, -np.abs(difference / error))
+        p_value: Float = np.where(error > 0, 2 * tail, np.nan)
     return p_value
 
 
-def _macro(
-    difference: Float, total: Float, counted: NDArray[np.bool_], level: float
-) -> MacroDifference:
-    count = int(counted.sum())
+def _macro(difference: Float, total: Float, degrees: Float, level: float) -> MacroDifference:
+    count = len(difference)
     if not count:
         return MacroDifference(np.nan, np.nan, np.nan, np.nan, 0)
-    value = float(difference[counted].mean())
+    value = float(difference.mean())
     error = float(np.sqrt(dot(total, total))) / count
     if error == 0:
         return MacroDifference(value, np.nan, np.nan, np.nan, count)
-    half = normal_quantile(level) * error
-    p_value = float(_two_sided(np.array([value]), np.array([error]))[0])
+    half = float(quantile(level, degrees)[0]) * error
+    p_value = float(_two_sided(np.array([value]), np.array([error]), degrees)[0])
     return MacroDifference(value, value - half, value + half, p_value, count)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import ndtri
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtri, stdtrit
 
 from ecgfounder_train.metrics.clusters import MIN_PATIENTS
 
@@ -34,6 +34,7 @@ class Estimates:
         value, lower, upper, standard_error, num_positives, num_positive_patients: (K,).
         covariance: (K, K), of the estimates of any two labels; NaN for labels of too few patients.
         reasons: K entries; None where value and interval are given.
+        degrees: (K,), of freedom of each interval's quantile; infinite for the normal one's.
     """
 
     metric: str
@@ -45,6 +46,7 @@ class Estimates:
     num_positive_patients: NDArray[np.int64]
     reasons: tuple[str | None, ...]
     covariance: Float
+    degrees: Float
     level: float = 0.95
 
     @property
@@ -65,7 +67,8 @@ class Estimates:
             return MacroEstimate(np.nan, np.nan, np.nan, np.nan, 0)
         value = self.value[mask].mean(keepdims=True)
         error = np.sqrt(self.covariance[np.ix_(mask, mask)].mean(keepdims=True)[0])
-        lower, upper = logit_interval(value, error, self.level)
+        degrees = pooled_degrees(np.diagonal(self.covariance)[mask], self.degrees[mask])
+        lower, upper = logit_interval(value, error, quantile(self.level, degrees))
         return MacroEstimate(
             float(value[0]), float(lower[0]), float(upper[0]), float(error[0]), count
         )
@@ -76,14 +79,53 @@ def normal_quantile(level: float) -> float:
     return float(ndtri(0.5 + level / 2))
 
 
-def logit_interval(value: Float, standard_error: Float, level: float) -> tuple[Float, Float]:
+def degrees_of_freedom(first: ArrayLike, second: ArrayLike) -> Float:
+    """Return the degrees of freedom of a variance between patients of two classes.
+
+    One less than the smaller class has patients: the usual lower bound where two groups of unequal
+    spread are compared, with patients for observations.
+
+    Source:
+        Cameron and Miller 2015, Journal of Human Resources 50(2), 317-372,
+        doi:10.3368/jhr.50.2.317, section VI (quantiles of t with clusters - 1).
+    """
+    fewer: Float = np.minimum(np.asarray(first, np.float64), np.asarray(second, np.float64))
+    return np.maximum(fewer - 1, 1.0)
+
+
+def pooled_degrees(variance: Float, degrees: Float) -> Float:
+    """Return those of a mean over labels, shape (1,): the harmonic mean weighted by variance.
+
+    Cautious: right where the labels' errors are one, too few where they are independent.
+    """
+    total = float(variance.sum())
+    share = float((variance / degrees).sum())
+    return np.array([total / share if share > 0 else np.inf])
+
+
+def quantile(level: float, degrees: ArrayLike) -> Float:
+    """Return Student's quantile for an interval of this level, for infinitely many the normal one.
+
+    Shape: as `degrees`.
+    """
+    given = np.asarray(degrees, np.float64)
+    finite = np.isfinite(given)
+    student = stdtrit(np.where(finite, given, 1.0), 0.5 + level / 2)
+    reach: Float = np.where(finite, student, normal_quantile(level))
+    return reach
+
+
+def logit_interval(value: Float, standard_error: Float, reach: ArrayLike) -> tuple[Float, Float]:
     """Return the interval of values in (0, 1), symmetric on the logit scale; NaN where it has none.
 
     Near 1 the plain interval leaves the range and undercovers; on the logit scale it cannot.
+
+    Args:
+        reach: Standard errors to each side, from `quantile`.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         centre = np.log(value / (1 - value))
-        half = normal_quantile(level) * standard_error / (value * (1 - value))
+        half = reach * standard_error / (value * (1 - value))
         lower, upper = 1 / (1 + np.exp(half - centre)), 1 / (1 + np.exp(-half - centre))
     known = (value > 0) & (value < 1) & (standard_error > 0)
     return np.where(known, lower, np.nan), np.where(known, upper, np.nan)
@@ -123,6 +165,7 @@ class Collector:
         self.metric, self.level = metric, level
         self._directions = np.zeros((num_labels, num_patients), np.float32)
         self._value, self._error, self._size = (np.full(num_labels, np.nan) for _ in range(3))
+        self._degrees = np.full(num_labels, np.inf)
         self._positives = np.zeros((2, num_labels), np.int64)
         self._reasons: list[str | None] = [None] * num_labels
 
@@ -134,6 +177,7 @@ class Collector:
         positives: tuple[int, int],
         spread: tuple[float, Float],
         largest_size: float = np.nan,
+        degrees: float = np.inf,
     ) -> None:
         """Take one label in.
 
@@ -142,10 +186,11 @@ class Collector:
             positives: Records, patients.
             spread: Variance, and the influence per patient; ignored where there is a reason.
             largest_size: Observations of a proportion, see `wilson_interval`.
+            degrees: Of freedom of a logit interval; see `degrees_of_freedom`.
         """
         self._value[index], self._reasons[index] = value, reason
         self._positives[:, index] = positives
-        self._size[index] = largest_size
+        self._size[index], self._degrees[index] = largest_size, degrees
         if reason is None or reason.startswith(NO_VARIANCE):
             # Rounding leaves a variance of 1e-34 or so; it must not become an interval.
             variance, influence = spread
@@ -159,7 +204,8 @@ class Collector:
         """Return everything taken in, with intervals of the given kind."""
         lower = upper = np.full_like(self._value, np.nan)
         if interval == "logit":
-            lower, upper = logit_interval(self._value, self._error, self.level)
+            reach = quantile(self.level, self._degrees)
+            lower, upper = logit_interval(self._value, self._error, reach)
         elif interval == "wilson":
             lower, upper = wilson_interval(self._value, self._error, self._size, self.level)
         without = np.array([reason is not None for reason in self._reasons], np.bool_)
@@ -180,5 +226,6 @@ class Collector:
             self._positives[1],
             tuple(reasons),
             correlation * self._error[:, None] * self._error[None, :],
+            self._degrees,
             self.level,
         )

@@ -3,11 +3,13 @@
 AUROC: Obuchowski's variance for clustered data (records of one patient are no new patients), the
 interval on the logit scale. Average precision: the influence function summed per patient. Both give
 a vector per patient and label, whose products are the covariance of any two labels, and with it the
-interval of the macro mean.
+interval of the macro mean. Quantiles are Student's, by the patients of the rarer class.
 
-Coverage of the 95 % intervals, simulated with patients whose records resemble each other: AUROC
-95 % and average precision 94 to 95 % from about 80 positive patients on; both 92 to 94 % with 30 to
-40 of them and 91 to 93 % with 14 to 17. Read those of rare labels as a little too narrow.
+Coverage of the 95 % intervals, simulated with patients whose records resemble each other
+(`test_intervals_of_few_patients_cover`, 2,000 studies each): AUROCs of 0.76 to 0.86 in 94 to 95 %
+from 10 positive patients on, in 93 to 95 % where the number of positive patients is itself chance.
+An AUROC of 0.92 in 91 to 92 % with 10 to 20 positive patients, 94 % with 50, 95 % with 200: the few
+whom the model misses are easily not among them. Average precision in 94 to 97 %.
 
 Source:
     Obuchowski 1997, Biometrics 53(2), 567-578, doi:10.2307/2533958 (clustered ROC).
@@ -29,6 +31,7 @@ from ecgfounder_train.metrics.estimates import (
     NO_VARIANCE,
     Collector,
     Estimates,
+    degrees_of_freedom,
 )
 from ecgfounder_train.metrics.kernels import components, in_threads, sort_marks
 
@@ -128,13 +131,14 @@ def ranking_intervals(
     precisions = Collector("average_precision", *shape, level)
     for index, row in enumerate(rows):
         positives = (row.num_positives, row.positive_patients)
+        degrees = float(degrees_of_freedom(row.positive_patients, row.negative_patients))
         for collector, value, spread in (
             (areas, row.auroc, area_influence),
             (precisions, row.average_precision, precision_influence),
         ):
             reason = row.undefined or row.few or row.without_variance(value)
             known = (np.nan, row.precision) if row.undefined else spread(row)
-            collector.add(index, value, reason, positives, known)
+            collector.add(index, value, reason, positives, known, degrees=degrees)
     return RankingIntervals(areas.estimates(), precisions.estimates())
 
 
