@@ -54,6 +54,7 @@ BANDS = (
 
 RATE = "optimizer.lr"
 _HEADLINE = "headline"
+_TEST_NOTE = "test_was_used.json"
 _PARAMETERS, _FLOPS, _ECGS = "parameters", "training FLOPs", "training ECGs at hand"
 
 
@@ -90,29 +91,28 @@ def report_ablation(config: Mapping[str, Any]) -> int:
     ablation = Ablation.from_config(config)
     folder = Path(config["paths"]["ablations"]) / ablation.name
     sweep_partial_files(folder)
-    _check_test(config, ablation, folder)
+    look = _look_at_test(config, ablation, folder)
     results = read_results(config, ablation, choose_device(config["device"]))
+    if config["split"] == "test":
+        with atomic_file(folder / _TEST_NOTE, "w") as handle:
+            json.dump(look, handle, indent=2)
     path = write_report(folder / f"report_{config['split']}.html", ablation, results, config)
     print(f"Report: {path}")
     return 0
 
 
-def _check_test(config: Mapping[str, Any], ablation: Ablation, folder: Path) -> None:
-    """Raise at a second look at the test part with other members; the first is written down."""
-    if config["split"] != "test":
-        return
-    note = folder / "test_was_used.json"
+def _look_at_test(config: Mapping[str, Any], ablation: Ablation, folder: Path) -> dict[str, Any]:
+    """Return what is looked at, and refuse a second look with other members or weights."""
     names = sorted(member.name for member in ablation.members)
-    use = {"members": names, "checkpoint": str(config["checkpoint"])}
-    if not note.is_file():
-        with atomic_file(note, "w") as handle:
-            json.dump(use, handle, indent=2)
-    elif json.loads(note.read_text()) != use:
+    look = {"members": names, "checkpoint": str(config["checkpoint"])}
+    note = folder / _TEST_NOTE
+    if config["split"] == "test" and note.is_file() and json.loads(note.read_text()) != look:
         raise UserError(
             f"The test part was used for this ablation already, with other members or another "
             f"checkpoint ({note}). Looked at again and again it is a second validation part: "
             "choose on split=val."
         )
+    return look
 
 
 def write_report(

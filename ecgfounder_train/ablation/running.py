@@ -400,7 +400,7 @@ def _executor(launcher: Mapping[str, Any], folder: Path) -> "submitit.AutoExecut
         if key not in _LAUNCHER_KEYS and value is not None
     }
     try:
-        executor.update_parameters(name="ablation", slurm_python=sys.executable, **settings)
+        executor.update_parameters(name="ablation", **settings)
     except (NameError, TypeError, ValueError) as error:
         raise UserError(f"hydra.launcher: {str(error).splitlines()[0]}") from error
     return executor
