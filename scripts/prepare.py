@@ -10,6 +10,7 @@ def main(config: dict[str, Any]) -> None:
     """Build or complete the catalog and the shards of a source."""
     from ecgfounder_train.catalog import Selection, build_catalog, write_catalog
     from ecgfounder_train.core.pseudonyms import load_or_create_secret
+    from ecgfounder_train.data_report import ReportOptions, write_data_report
     from ecgfounder_train.labels import Vocabulary
     from ecgfounder_train.records import SignalProfile
     from ecgfounder_train.records.sources import open_source
@@ -23,6 +24,7 @@ def main(config: dict[str, Any]) -> None:
     options = BuildOptions.from_config(config["build"])
     executor = ExecutorOptions.from_config(config["executor"])
     selection = Selection.from_config(config["exclude"], config["catalog"])
+    report = ReportOptions.from_config(config["report"])
     source = open_source(config["source"])
     private, name = Path(config["private"]), str(config["source"]["name"])
     print(f"Reading the tables of {name} ...", flush=True)
@@ -47,7 +49,9 @@ def main(config: dict[str, Any]) -> None:
     )
     # Only now: a build that was refused must not replace the catalog of the shards that are there.
     write_catalog(private / "catalog.parquet", catalog)
-    print(f"{manifest.totals.in_words()} Rejects: {private / 'rejects.csv'}")
+    print(f"{manifest.totals.in_words()} Rejects: {private / 'rejects.csv'}", flush=True)
+    if page := write_data_report(config["shards"], private, catalog, table, report):
+        print(f"Data report: {page}")
     print(f"Next: python scripts/pretrain.py shards={config['shards']} run=NAME")
 
 

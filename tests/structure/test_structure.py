@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "catalog": "records labels",
     "splits": "catalog",
     "shards": "records splits",
+    "data_report": "shards figures labels catalog",
     "loader": "shards",
     "models": "core",
     "losses": "core",
@@ -92,7 +93,7 @@ def test_only_entry_points_know_hydra() -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["core", "records", "labels", "catalog", "splits", "shards", "app"]
+    "package", ["core", "records", "labels", "catalog", "splits", "shards", "data_report", "app"]
 )
 def test_table_stages_start_without_torch(package: str) -> None:
     importlib.import_module(f"ecgfounder_train.{package}")  # it exists

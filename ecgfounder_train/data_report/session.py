@@ -1,0 +1,119 @@
+"""Both pages of a prepared folder: made when something changed, else left as they are."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from ecgfounder_train import __version__
+from ecgfounder_train.catalog import Catalog
+from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.files import atomic_file, sha256_file
+from ecgfounder_train.core.fingerprints import fingerprint
+from ecgfounder_train.core.settings import parse_settings
+from ecgfounder_train.data_report.counts import count_records
+from ecgfounder_train.data_report.disclosure import check_min_cell
+from ecgfounder_train.data_report.page import ReportPage
+from ecgfounder_train.data_report.strips import remove_strips, strips_page
+from ecgfounder_train.records.sources import SourceTable
+from ecgfounder_train.shards import RecordPlace, ShardSet
+
+REPORT_NAME = "data_report.html"
+STRIPS_NAME = "data_strips.local.html"
+NOTE_NAME = "data_report.json"
+REJECTS_NAME = "rejects.csv"
+_FOOTER = f"ecgfounder_train {__version__}. Research use only; not a medical device."
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """The keys of ``report`` in ``configs/prepare.yaml``."""
+
+    enabled: bool = True
+    min_cell: int = 10
+    strips: int = 24
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "ReportOptions":
+        """Return checked options.
+
+        Raises:
+            UserError: An unknown key, or a value out of range.
+        """
+        options = parse_settings(cls, config, "report")
+        check_min_cell(options.min_cell)
+        if options.strips < 0:
+            raise UserError(f"report.strips={options.strips} must be 0 (none) or more.")
+        return options
+
+
+def write_data_report(
+    folder: Path | str,
+    private: Path | str,
+    catalog: Catalog,
+    table: SourceTable,
+    options: ReportOptions,
+) -> Path | None:
+    """Write the data report of a folder of shards, and the strips; return the report's path.
+
+    The report goes to the shards, the strips to the private folder. Both are left as they are when
+    neither the data, the options nor the pages have changed since they were written.
+
+    Args:
+        folder: Finished shards.
+        private: Where catalog and ledger lie.
+        catalog: What the shards were made from.
+        table: The source, to read rejected records again.
+        options: The keys of ``report``.
+    """
+    folder, private = Path(folder), Path(private)
+    report, strips = folder / REPORT_NAME, private / STRIPS_NAME
+    if not options.enabled:
+        return None
+    assert catalog.facts is not None, "a catalog that was just built has facts"
+    shards = ShardSet.open(folder)
+    rejects = _read_rejects(private / REJECTS_NAME)
+    made_of = fingerprint(
+        [
+            shards.manifest.to_json(),
+            catalog.facts.to_dict(),
+            rejects.rows(),
+            asdict(options),
+            __version__,
+        ]
+    )
+    note = private / NOTE_NAME
+    pages = [report, strips] if options.strips else [report]
+    if not options.strips:
+        remove_strips(strips)
+    if _is_current(note, made_of, pages):
+        return report
+    records = count_records(catalog.frame, rejects["record_key"], shards)
+    ReportPage(shards.manifest, catalog.facts, records, options.min_cell).build().write(
+        report, _FOOTER
+    )
+    if options.strips:
+        place = RecordPlace(table.root, dict(table.storage_options), table.read_ecg)
+        strips_page(shards, rejects, place.read, options.strips).write(strips, _FOOTER)
+    content = {"made_of": made_of, "sha256": {page.name: sha256_file(page) for page in pages}}
+    with atomic_file(note, "w") as handle:
+        handle.write(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    return report
+
+
+def _read_rejects(path: Path) -> pl.DataFrame:
+    names = ("record_path", "record_key", "reason", "detail")
+    return pl.read_csv(path, schema=dict.fromkeys(names, pl.String)).fill_null("")
+
+
+def _is_current(note: Path, made_of: str, pages: list[Path]) -> bool:
+    try:
+        content = json.loads(note.read_text(encoding="utf-8"))
+        return content["made_of"] == made_of and all(
+            content["sha256"][page.name] == sha256_file(page) for page in pages
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
