@@ -14,6 +14,8 @@ from ecgfounder_train.shards import SEXES, SPLITS, ShardSet
 
 DIMENSIONS = ("site", "year", "age_band", "sex", "fs")
 COLUMNS = (*PARTS, "unlabelled", "rejected")
+SHOWN = ("written", "unlabelled", "rejected", "found")
+"""The columns by dimension. Parts are left out: they would make most cells of a small set small."""
 UNKNOWN = "unknown"
 GONE = "no longer listed"
 _CHUNK_ROWS = 1_000_000
@@ -147,8 +149,8 @@ def _records(index: NDArray[np.void]) -> Iterator[NDArray[np.void]]:
 def record_system(records: RecordCounts, min_cell: int) -> CountSystem:
     """Return all counts of records as one system, small ones covered.
 
-    Names: ``column`` for totals, ``(dimension, value, column)``, ``("reason", reason)``; the columns
-    are `COLUMNS`, "found" and "written".
+    Names: ``column`` for totals (`COLUMNS`, "found" and "written"), ``("reason", reason)``, and
+    ``(dimension, value, column)`` with the columns `SHOWN`.
     """
     system = CountSystem(min_cell)
     for column in COLUMNS:
@@ -164,11 +166,16 @@ def record_system(records: RecordCounts, min_cell: int) -> CountSystem:
     system.add_sum("rejected", reasons)
     for dimension, rows in records.dimensions.items():
         for value, counts in rows.items():
-            names = [system.add((dimension, value, column), counts[column]) for column in COLUMNS]
-            found = system.add((dimension, value, "found"), sum(counts[c] for c in COLUMNS))
-            system.add_sum(found, names)
-        for column in (*COLUMNS, "found"):
+            numbers = {
+                "written": sum(counts[part] for part in PARTS),
+                "unlabelled": counts["unlabelled"],
+                "rejected": counts["rejected"],
+            }
+            names = [system.add((dimension, value, name), n) for name, n in numbers.items()]
+            system.add_sum(system.add((dimension, value, "found"), sum(numbers.values())), names)
+        for column in SHOWN:
             system.add_sum(column, [(dimension, value, column) for value in rows])
+    system.kept = {*SHOWN, *PARTS}
     system.protect()
     return system
 

@@ -28,7 +28,7 @@ class CountSystem:
 
     A count of 1 to ``min_cell - 1`` is small. Its neighbours in a row or column with a printed sum
     would give it away, so others are hidden beside it until a reader who knows every sum, and knows
-    what the marks mean, cannot tell it within ``(min_cell - 1) // 2``: linear programs say how far.
+    what the marks mean, cannot tell it: linear programs say which values still fit.
 
     Source: Willenborg and de Waal 2001, Elements of Statistical Disclosure Control, chapter 4.
     """
@@ -37,6 +37,8 @@ class CountSystem:
     values: dict[Name, int] = field(default_factory=dict)
     covers: dict[Name, Cover] = field(default_factory=dict)
     sums: list[tuple[Name, tuple[Name, ...]]] = field(default_factory=list)
+    kept: set[Name] = field(default_factory=set)
+    """Hidden beside another only when nothing else helps: the totals a reader comes for."""
 
     def add(self, name: Name, value: int, published: bool = True) -> Name:
         """Enter a count; it stays open unless it is small."""
@@ -104,15 +106,21 @@ class CountSystem:
 
     def _is_safe(self, name: Name, group: frozenset[Name]) -> bool:
         least, most = _Program(self, group).range_of(name)
-        return most - least >= (self.min_cell - 1) // 2
+        return most - least >= max(1, (self.min_cell - 1) // 4)
 
     def _hide_more(self, exposed: Name, group: frozenset[Name]) -> bool:
+        if self._hide_beside(exposed, group, self.kept) or self._loosen(group):
+            return True
+        return self._hide_beside(exposed, group, set())
+
+    def _hide_beside(self, exposed: Name, group: frozenset[Name], kept: set[Name]) -> bool:
+        """Hide one large count; False where there is none."""
         lines = self.equations(group)
         weights: dict[Name, tuple[int, int, bool, int]] = {}
         for line in lines:
             num_hidden = sum(name in group for name in line)
             for place, name in enumerate(line):
-                if self.is_open(name) and self.values[name] >= self.min_cell:
+                if name not in kept and self.is_open(name) and self.values[name] >= self.min_cell:
                     alone, near, is_total, _ = weights.get(name, (0, 0, False, 0))
                     weights[name] = (
                         alone - (num_hidden == 1),
@@ -120,15 +128,20 @@ class CountSystem:
                         is_total or place == 0,
                         self.values[name],
                     )
-        if weights:
-            # First what helps where a hidden count stands alone, never a total if a part will do,
-            # and of these the smallest: it loses the reader least.
-            place = {name: number for number, name in enumerate(self.values)}
-            best = min(weights, key=lambda name: (weights[name][2], weights[name], place[name]))
-            self.covers[best] = Cover.BESIDE
-            return True
+        if not weights:
+            return False
+        # First what helps where a hidden count stands alone, never a total if a part will do, and
+        # of these the smallest: it loses the reader least.
+        order = {name: number for number, name in enumerate(self.values)}
+        best = min(weights, key=lambda name: (weights[name][2], weights[name], order[name]))
+        self.covers[best] = Cover.BESIDE
+        return True
+
+    def _loosen(self, group: frozenset[Name]) -> bool:
+        """Say of no count in the group how large it is, and hide its zeros."""
+        lines = self.equations(group)
         loose = [n for n in group if self.covers[n] in (Cover.SMALL, Cover.BESIDE)]
-        loose += [n for line in lines for n in line if self.is_open(n)]
+        loose += [n for line in lines for n in line if self.is_open(n) and n not in self.kept]
         for name in loose:
             self.covers[name] = Cover.UNKNOWN
         return bool(loose)

@@ -6,6 +6,7 @@ from ecgfounder_train.catalog.facts import AGE_BANDS, PARTS, CatalogFacts
 from ecgfounder_train.core.errors import RejectReason
 from ecgfounder_train.data_report.counts import (
     GONE,
+    SHOWN,
     UNKNOWN,
     RecordCounts,
     agreements,
@@ -126,16 +127,15 @@ class ReportPage:
         return system
 
     def _dimensions(self, page: HtmlPage) -> None:
-        shown = (*PARTS, "unlabelled", "rejected", "found")
         for dimension, rows in self.records.dimensions.items():
             title, head = _HEADS[dimension]
             page.section(title)
-            columns = [Column(head), *(Column(column, ",") for column in shown)]
+            columns = [Column(head), *(Column(column, ",") for column in SHOWN)]
             cells: list[list[Cell]] = [
-                [value, *(_cell(self.system, (dimension, value, column)) for column in shown)]
+                [value, *(_cell(self.system, (dimension, value, column)) for column in SHOWN)]
                 for value in sorted(rows, key=lambda value: _order(dimension, value))
             ]
-            cells.append(["all", *(_cell(self.system, column) for column in shown)])
+            cells.append(["all", *(_cell(self.system, column) for column in SHOWN)])
             page.table(columns, cells, _NOTES.get(dimension, ""))
 
     def _prevalence(self, page: HtmlPage) -> None:

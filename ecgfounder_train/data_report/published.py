@@ -13,7 +13,7 @@ class PublishedPrevalence(NamedTuple):
     """
 
     labels: tuple[str, ...]
-    count: int
+    positives: int
     denominator: int
     scope: str
     reading: str
@@ -22,7 +22,7 @@ class PublishedPrevalence(NamedTuple):
     @property
     def share(self) -> float:
         """Positive recordings over all."""
-        return self.count / self.denominator
+        return self.positives / self.denominator
 
 
 _AF = ("ATRIAL FIBRILLATION",)

@@ -17,7 +17,7 @@ BANNER = "Stays on this machine: recordings of patients. Do not share this page.
 PER_LABEL = 2
 PER_REASON = 2
 REJECTED_SHARE = 1 / 3
-_LOOKED_AT = 20_000
+_LOOKED_AT = 20_000  # rows; a label rarer than one in ten thousand has no strip
 _MAX_TRIES = 4
 _LABELS_IN_NOTE = 3
 
@@ -96,8 +96,9 @@ def _chosen(shards: ShardSet, num_strips: int) -> Mapping[int, list[int]]:
 def _spread(places: NDArray[np.intp]) -> list[int]:
     """Return the places in an order that begins with some far from each other."""
     step = max(1, len(places) // (PER_LABEL + 1))
-    first = places[step // 2 :: step].tolist()
-    return first + [place for place in places.tolist() if place not in set(first)]
+    first: list[int] = places[step // 2 :: step].tolist()
+    there = set(first)
+    return first + [place for place in places.tolist() if place not in there]
 
 
 def _draw_sample(page: HtmlPage, shards: ShardSet, row: int, label: str) -> None:

@@ -1,0 +1,177 @@
+"""The data report: totals add up, small counts stay hidden, nobody is named, bytes repeat."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from ecgfounder_train.catalog import Catalog, CatalogFacts
+from ecgfounder_train.catalog.facts import (
+    PARTS,
+    count_dimensions,
+    count_prevalence,
+    count_together,
+)
+from ecgfounder_train.core.errors import RejectReason, UserError
+from ecgfounder_train.data_report import (
+    REPORT_NAME,
+    STRIPS_NAME,
+    ReportOptions,
+    write_data_report,
+)
+from ecgfounder_train.data_report.counts import COLUMNS, count_records
+from ecgfounder_train.data_report.disclosure import CountSystem
+from ecgfounder_train.data_report.reasons import EXPLANATIONS
+from ecgfounder_train.records.sources import SourceTable
+from ecgfounder_train.shards import ShardSet, private_folder
+
+MIN_CELL = 10
+
+
+def protected(cells: np.ndarray) -> CountSystem:
+    system = CountSystem(MIN_CELL)
+    for place, value in np.ndenumerate(cells):
+        system.add(place, int(value))
+    for row in range(cells.shape[0]):
+        system.add(("row", row), int(cells[row].sum()))
+        system.add_sum(("row", row), [(row, column) for column in range(cells.shape[1])])
+    for column in range(cells.shape[1]):
+        system.add(("column", column), int(cells[:, column].sum()))
+        system.add_sum(("column", column), [(row, column) for row in range(cells.shape[0])])
+    system.add("all", int(cells.sum()))
+    system.add_sum("all", [("row", row) for row in range(cells.shape[0])])
+    system.add_sum("all", [("column", column) for column in range(cells.shape[1])])
+    system.protect()
+    return system
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_no_small_count_follows_from_what_is_shown(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(1, 6, 2))
+    cells = rng.choice([0, 1, 2, 5, 9, 10, 11, 30, 400], shape)
+    system = protected(cells)
+    for name, value in system.values.items():
+        if 0 < value < MIN_CELL:
+            assert not system.is_open(name)
+            least, most = system.range_of(name)
+            assert least <= value <= most
+            assert most - least >= 1, f"{name}={value} of\n{cells}"
+
+
+def test_one_small_count_in_a_row_takes_a_neighbour_with_it() -> None:
+    system = protected(np.array([[3, 40, 50], [60, 70, 80]]))
+    hidden = [name for name in system.values if not system.is_open(name)]
+    assert (0, 0) in hidden and len(hidden) == 4
+    assert system.is_open("all")
+
+
+def facts_of(catalog: pl.DataFrame, labels: tuple[str, ...]) -> CatalogFacts:
+    numbers = {part: number for number, part in enumerate(PARTS)}
+    parts = catalog["split"].replace_strict(numbers, return_dtype=pl.UInt8).to_numpy()
+    packed = [
+        np.frombuffer(b"".join(catalog[name]), np.uint8).reshape(len(catalog), -1)
+        for name in ("labels", "observed")
+    ]
+    return CatalogFacts(
+        counts=count_dimensions(catalog, parts),
+        labels=labels,
+        label_source="source",
+        prevalence={"source": count_prevalence(*packed, parts, labels)},
+        agreement={},
+        together=count_together(*packed, parts, len(labels)),
+        summary={
+            "with_label": len(catalog),
+            "rejected": {},
+            "splits": {part: {"patients": int((parts == n).sum())} for part, n in numbers.items()},
+            "statements": dict.fromkeys(
+                ("read", "in_no_label", "different", "different_in_no_label"), 0
+            ),
+        },
+    )
+
+
+@pytest.fixture
+def prepared(tiny_set, tmp_path):  # type: ignore[no-untyped-def]
+    """A writable copy of a small data set with its catalog."""
+    import shutil
+
+    source = tiny_set.shards.folder
+    shards = tmp_path / "shards"
+    shutil.copytree(source, shards)
+    shutil.copytree(private_folder(source), private_folder(shards))
+    frame = tiny_set.catalog.with_columns(
+        pl.lit(2019, pl.Int32).alias("year"), pl.lit(None, pl.Float32).alias("fs")
+    )
+    labels = tiny_set.shards.manifest.labels
+    catalog = Catalog(frame, labels, {}, {}, facts=facts_of(frame, labels))
+    return shards, catalog, SourceTable(pl.LazyFrame(), tiny_set.root)
+
+
+def report(prepared, **options: int) -> Path:  # type: ignore[no-untyped-def]
+    shards, catalog, table = prepared
+    path = write_data_report(
+        shards, private_folder(shards), catalog, table, ReportOptions(**options)
+    )
+    assert path is not None
+    return path
+
+
+def test_every_dimension_adds_up_to_the_manifest(prepared) -> None:  # type: ignore[no-untyped-def]
+    shards, catalog, _ = prepared
+    opened = ShardSet.open(shards)
+    rejects = pl.read_csv(private_folder(shards) / "rejects.csv")["record_key"].cast(pl.String)
+    records = count_records(catalog.frame, rejects, opened)
+    totals = opened.manifest.totals
+    assert sum(records.totals[part] for part in PARTS) == totals.written
+    assert sum(records.totals.values()) == totals.found
+    for rows in records.dimensions.values():
+        for column in COLUMNS:
+            assert sum(row[column] for row in rows.values()) == records.totals[column]
+
+
+def test_page_names_no_record_patient_or_path(prepared) -> None:  # type: ignore[no-untyped-def]
+    text = report(prepared, strips=0).read_text()
+    frame = prepared[1].frame
+    for column in ("record_path", "record_key", "patient_key"):
+        assert not [value for value in frame[column] if value in text], column
+    assert "4711" not in text and "20190317" not in text
+    assert str(prepared[0]) not in text and str(prepared[2].root) not in text
+
+
+def test_strips_lie_in_the_private_folder_only_and_can_be_switched_off(prepared) -> None:  # type: ignore[no-untyped-def]
+    shards = prepared[0]
+    report(prepared, strips=2)
+    strips = private_folder(shards) / STRIPS_NAME
+    assert "Stays on this machine" in strips.read_text()
+    assert [path.name for path in shards.glob("*.html")] == [REPORT_NAME]
+    report(prepared, strips=0)
+    assert not strips.exists()
+
+
+def test_unchanged_page_is_left_alone_and_a_changed_one_made_again(prepared) -> None:  # type: ignore[no-untyped-def]
+    page = report(prepared, strips=0)
+    first, made = page.read_bytes(), page.stat().st_mtime_ns
+    assert report(prepared, strips=0).stat().st_mtime_ns == made
+    page.write_text("someone wrote here")
+    assert report(prepared, strips=0).read_bytes() == first
+    assert report(prepared, strips=0, min_cell=0).read_bytes() != first
+
+
+def test_one_site_and_one_label_give_a_page(prepared) -> None:  # type: ignore[no-untyped-def]
+    shards, catalog, table = prepared
+    facts = replace(catalog.facts, together=[[0] * 5] * 5)
+    path = report((shards, replace(catalog, facts=facts), table), strips=0)
+    assert "Prevalence" in path.read_text()
+
+
+def test_every_reject_reason_is_explained() -> None:
+    assert set(EXPLANATIONS) == set(RejectReason)
+
+
+@pytest.mark.parametrize("key", [{"min_cell": 1}, {"strips": -1}, {"min_cells": 5}])
+def test_impossible_options_are_refused_by_name(key: dict[str, int]) -> None:
+    with pytest.raises(UserError, match=rf"report\.{next(iter(key))}"):
+        ReportOptions.from_config(key)
