@@ -42,7 +42,9 @@ from ecgfounder_train.evaluation.tables import label_notes
 from ecgfounder_train.evaluation.trained import TrainedModel, choose_device
 from ecgfounder_train.labels import Vocabulary, vocabulary_names
 from ecgfounder_train.labels.maps import LabelMap
-from ecgfounder_train.models.checkpoint import find_checkpoint
+from ecgfounder_train.loader.cache import open_shards
+from ecgfounder_train.models.bundle import DESCRIPTION_FILE, WEIGHTS_FILE, weights_file
+from ecgfounder_train.models.checkpoint import find_checkpoint, resolve_checkpoint
 from ecgfounder_train.records.sources import open_source
 from ecgfounder_train.shards import ShardSet
 
@@ -61,24 +63,58 @@ class Evaluated:
 
 
 class Evaluation:
-    """What `scripts/evaluate.py` does for one run.
+    """What `scripts/evaluate.py` does for one run, or for weights without one.
 
     Args:
         config: As `configs/evaluate.yaml` has it.
-        name: Of the run; in compare mode there are several.
+        name: Of the run; in compare mode there are several. None: `checkpoint` is a path of weights
+            (an export, the official file), of whose training nothing is here.
+
+    Raises:
+        UserError: There is no such run or file, or settings contradict each other.
     """
 
-    def __init__(self, config: Mapping[str, Any], name: str) -> None:
+    def __init__(self, config: Mapping[str, Any], name: str | None) -> None:
         self.config = config
         self.device: torch.device = choose_device(config["device"])
-        self.run = RunDirectory.existing(config["paths"]["runs"], name)
-        self.checkpoint = find_checkpoint(self.run, str(config["checkpoint"]))
+        self.run = RunDirectory.existing(config["paths"]["runs"], name) if name else None
+        which = str(config["checkpoint"])
+        self.checkpoint = (
+            find_checkpoint(self.run, which)
+            if self.run
+            else resolve_checkpoint(which, config["paths"]["runs"], None)
+        )
         self.trained = TrainedModel.load(self.checkpoint, self.device)
         if config["windows"] and not self.is_external:
             raise UserError(
                 "windows= is for external sets; the windows of shards were cut by prepare."
             )
         self.batch_size = config["batch_size"]
+        if self.run and self.task is not None and not self.is_external:
+            raise UserError(
+                f"Run {name!r} was fine-tuned on the task {self.task!r}, whose answers are in its "
+                "table and not in shards. Its test part was reported by finetune.py: "
+                f"{self.run.evaluation('test') / 'report.html'}. Here it is evaluated on external "
+                "sets alone (experiment=eval_*)."
+            )
+
+    @cached_property
+    def _run_config(self) -> dict[str, Any]:
+        if self.run is None:
+            return {}
+        config: dict[str, Any] = yaml.safe_load(self.run.config_file.read_text())
+        return config
+
+    @property
+    def called(self) -> str:
+        """What the weights are called in reports: the run, or file or folder of the export."""
+        return self.run.name if self.run else _stem(self.checkpoint)
+
+    @cached_property
+    def task(self) -> str | None:
+        """The task a fine-tuned run was trained for, None of a pretraining."""
+        task = self._run_config.get("task")
+        return str(task["name"]) if task else None
 
     @property
     def is_external(self) -> bool:
@@ -87,10 +123,23 @@ class Evaluation:
 
     @cached_property
     def training(self) -> ShardSet | None:
-        """The shards the run was trained on, None where they are gone."""
-        folder = yaml.safe_load(self.run.config_file.read_text())["shards"]
+        """The shards the run was trained on, None where they are gone or hold no answers."""
+        if self.run is None:
+            if not self.is_external and not self.config["shards"]:
+                raise UserError(
+                    "These weights belong to no run, so that there are no shards of their own: "
+                    "name shards=DIR, or an external set (experiment=eval_ptbxl source.root=DIR)."
+                )
+            return None
+        if self.task is not None:
+            return None
+        data = self._run_config["data"]
         try:
-            return ShardSet.open(folder)
+            return open_shards(
+                self._run_config["shards"],
+                self.config["cache_dir"] or data.get("cache_dir"),
+                self.config["cache_bytes"],
+            )
         except UserError:
             if self.is_external or self.config["shards"]:
                 return None
@@ -100,7 +149,9 @@ class Evaluation:
     def shards(self) -> ShardSet:
         """The shards that are evaluated."""
         if self.config["shards"]:
-            return ShardSet.open(self.config["shards"])
+            return open_shards(
+                self.config["shards"], self.config["cache_dir"], self.config["cache_bytes"]
+            )
         assert self.training is not None
         return self.training
 
@@ -128,7 +179,15 @@ class Evaluation:
     @property
     def folder(self) -> Path:
         """Where everything is written."""
-        return self.run.evaluation(self.name)
+        return self._home / self.name
+
+    @property
+    def _home(self) -> Path:
+        if self.config["out"]:
+            return Path(self.config["out"])
+        if self.run is not None:
+            return self.run.evaluation(self.name).parent
+        return Path("outputs") / "evaluations" / self.called
 
     @cached_property
     def external(self) -> ExternalSet:
@@ -162,17 +221,18 @@ class Evaluation:
             # The training shards' own secret makes keys that compare with theirs.
             if beside.is_file():
                 return beside
-        return self.run.path / "evaluation.private" / "secret.key"
+        home = self.run.path if self.run else self._home
+        return home / "evaluation.private" / "secret.key"
 
     def evaluate(self) -> Evaluated:
-        """Return the run's predictions, pooled over windows and checked against its training part.
+        """Return the model's predictions, pooled and checked against its training part.
 
         Raises:
             UserError: The data do not fit the model, or were trained on.
         """
         external = self.external if self.is_external else None
         overlap = self.check_overlap(self.training)
-        evaluated = self._predict(self.trained, self.run.name, external)
+        evaluated = self._predict(self.trained, self.called, external)
         evaluated.remarks += overlap
         if not external and (unknown := _unknown_patients(self.shards)):
             evaluated.remarks.append(
@@ -194,11 +254,18 @@ class Evaluation:
         Raises:
             UserError: Some of them are among these.
         """
+        if self.run is None:
+            return [self._unknown_training()]
         if self.split == "train":
             return []
         if self.is_external:
             frame, secret = self.external.frame, self.external.secret
             keys = frame["record_key"].to_list(), frame["patient_key"].to_list()
+            if self.task is not None:
+                return [
+                    f"The model was fine-tuned on the task {self.task}: whether it saw these "
+                    "records is not known from keys. Evaluate only what its task left out."
+                ]
             return [check_overlap(*keys, secret, training, self.external.name)]
         entries = self.shards.index[self.shards.rows(str(self.split))]
         records, patients = (
@@ -207,6 +274,17 @@ class Evaluation:
         manifest = self.shards.manifest
         secret = manifest.fingerprints["secret"]
         return [check_overlap(records, patients, secret, training, manifest.source)]
+
+    def _unknown_training(self) -> str:
+        """Return what cannot be checked of weights that came without their training records."""
+        known = self.trained.provenance
+        origin = ""
+        if known.get("derived_from_official"):
+            origin = " They come from ECGFounder, which was trained on the Harvard-Emory database."
+        return (
+            f"Whether {self.called} was trained on any of these records or patients could not be "
+            f"checked: weights without their run come without the keys of its records.{origin}"
+        )
 
     def _predict(self, trained: TrainedModel, name: str, external: ExternalSet | None) -> Evaluated:
         crops, provenance, remarks = self.config["crops"], self._provenance(trained), []
@@ -252,9 +330,14 @@ class Evaluation:
     def decisions(self, evaluated: Evaluated) -> Decisions | None:
         """Return thresholds and calibration, fitted on validation the first time they are needed.
 
+        Weights without a run have what was kept beside them, if logits are read as for its fit.
         None where the training shards are gone or without a validation part. A validation part
         that was just evaluated is not predicted again.
         """
+        if self.run is None:
+            kept = self.trained.decisions
+            suits = kept and kept.suits(self.config["pool"], self.config["crops"])
+            return kept if suits else None
         path, checksum = decisions_file(self.checkpoint), sha256_file(self.checkpoint)
         stored = read_decisions(path, checksum, self._reading)
         if stored is not None:
@@ -270,7 +353,7 @@ class Evaluation:
                 "val",
                 self.device,
                 self.batch_size,
-                self.run.name,
+                self.called,
                 self.config["crops"],
             )
             validation = pool_windows(windows, self.config["pool"])
@@ -284,8 +367,10 @@ class Evaluation:
         return fitted
 
     def controls(self, evaluated: Evaluated) -> dict[str, Predictions]:
-        """Return what the controls say of the same records."""
-        controls = {}
+        """Return what the controls say of the same records; they are those of a run."""
+        controls: dict[str, Predictions] = {}
+        if self.run is None:
+            return controls
         if self.config["controls"]:
             if self.training is None:
                 raise UserError(
@@ -297,7 +382,7 @@ class Evaluation:
         if self.config["scratch"]:
             other = Evaluation(self.config, str(self.config["scratch"]))
             self.check_overlap(other.training)
-            found = self._predict_like(other.trained, other.run.name, evaluated)
+            found = self._predict_like(other.trained, other.called, evaluated)
             controls["from scratch"] = found
         return controls
 
@@ -312,9 +397,11 @@ class Evaluation:
         decisions = self.decisions(evaluated)
         label_map, remarks = evaluated.label_map, evaluated.remarks
         if decisions is None:
+            remarks.append(f"Nothing was calibrated and no threshold set: {self._why_undecided}")
+        if self.run is None and (self.config["controls"] or self.config["scratch"]):
             remarks.append(
-                "Nothing was calibrated and no threshold set: the run's validation records are "
-                "not here."
+                "The controls were left out: they need the run's shards and its network untrained, "
+                "and these are weights without a run."
             )
         notes, groups = self._notes(label_map)
         assessment = assess(
@@ -326,19 +413,29 @@ class Evaluation:
             self.controls(evaluated),
         )
         mistakes = self._write_mistakes(assessment)
-        title = f"Run {self.run.name}, " + (
+        title = f"{'Run' if self.run else 'Weights'} {self.called}, " + (
             f"external set {self.name}" if label_map else f"{self.split} split"
         )
         return write_assessment(
             self.folder / "report.html",
             assessment,
-            self.run.metrics_file if self.run.metrics_file.is_file() else None,
+            self.run.metrics_file if self.run and self.run.metrics_file.is_file() else None,
             title,
             evaluated.provenance | self._settings(decisions),
             excluded=label_map.excluded if label_map else None,
             remarks=remarks,
             mistakes_page=mistakes,
         )
+
+    @property
+    def _why_undecided(self) -> str:
+        if self.run is not None:
+            return "the run's validation records are not here."
+        kept = self.trained.decisions
+        if kept is None:
+            return "none is kept beside these weights."
+        asked = reading_of(self.config["pool"], self.config["crops"], "")
+        return f"what is kept beside these weights was fitted for {kept.reading}, not {asked}."
 
     def _notes(self, label_map: LabelMap | None) -> tuple[dict[str, str], dict[str, str]]:
         name = self.trained.vocabulary
@@ -386,7 +483,7 @@ class Evaluation:
             "What the model was surest of against what the reader wrote, as the filters leave the "
             "signal. Some of these are the model's mistakes, some the reader's."
         )
-        write_strips_page(path, strips, f"Most confident mistakes of {self.run.name}", introduction)
+        write_strips_page(path, strips, f"Most confident mistakes of {self.called}", introduction)
         return path.name
 
     def _signal(self, key: str, window: int) -> tuple[Any, float, tuple[str, ...]]:
@@ -403,9 +500,10 @@ class Evaluation:
         return ecg / _MICROVOLT_PER_MILLIVOLT, manifest.fs, manifest.leads
 
     def _provenance(self, trained: TrainedModel) -> dict[str, str]:
+        which = self.config["checkpoint"] if self.run else self.called
         return {
-            "checkpoint": f"{self.config['checkpoint']} ({trained.samples_seen:,} samples seen)",
-            "sha256 of the checkpoint": sha256_file(self.checkpoint),
+            "checkpoint": f"{which} ({_seen(trained)})",
+            "sha256 of the checkpoint": sha256_file(weights_file(self.checkpoint)),
             "model": trained.model_name,
             "signal profile": f"{trained.profile.name}, {trained.profile.fs:g} Hz, "
             f"leads {trained.lead_choice}",
@@ -424,9 +522,9 @@ class Evaluation:
             "commit of the code": _commit(),
         }
         if decisions is not None:
+            place = decisions_file(self.checkpoint).name if self.run else "kept beside the weights"
             rows["thresholds and calibration"] = (
-                f"{decisions_file(self.checkpoint).name}, fitted on {decisions.num_records:,} "
-                "validation records"
+                f"{place}, fitted on {decisions.num_records:,} validation records"
             )
         return rows
 
@@ -439,29 +537,48 @@ def evaluate(config: Mapping[str, Any]) -> Path:
     """
     names = config["compare"]
     if not names:
-        if not config["run"]:
-            raise UserError("Name a run with run=NAME, or several with compare=[A,B].")
-        evaluation = Evaluation(config, str(config["run"]))
+        if not config["run"] and str(config["checkpoint"]) in ("best", "last"):
+            raise UserError(
+                "Name a run with run=NAME, several with compare=[A,B], or weights of their own "
+                "with checkpoint=PATH."
+            )
+        evaluation = Evaluation(config, str(config["run"]) if config["run"] else None)
         return evaluation.write(evaluation.evaluate())
     if not isinstance(names, list) or len({str(name) for name in names}) < 2:
         raise UserError(f"compare={names} must list two or more different runs: compare=[A,B].")
     evaluations = [Evaluation(config, str(name)) for name in names]
     results = [item.evaluate() for item in evaluations]
     first = evaluations[0]
-    others = "_".join(item.run.name for item in evaluations[1:])
+    others = "_".join(item.called for item in evaluations[1:])
     provenance = {
-        f"{item.run.name}: {key}": value
+        f"{item.called}: {key}": value
         for item, result in zip(evaluations, results, strict=True)
         for key, value in result.provenance.items()
         if not key.startswith("version of")
     }
     return write_comparison(
         first.folder / f"compare_{others}.html",
-        {e.run.name: r.predictions for e, r in zip(evaluations, results, strict=True)},
-        f"{' and '.join(item.run.name for item in evaluations)}, {first.name}",
+        {e.called: r.predictions for e, r in zip(evaluations, results, strict=True)},
+        f"{' and '.join(item.called for item in evaluations)}, {first.name}",
         list(dict.fromkeys(_flat(result.remarks for result in results))),
         provenance | {"commit of the code": _commit()},
     )
+
+
+def _stem(path: Path) -> str:
+    """Return what weights without a run are called: their folder where the file says nothing."""
+    path = path.resolve()
+    if path.name in (WEIGHTS_FILE, DESCRIPTION_FILE):
+        path = path.parent
+    if path.is_dir():
+        return path.name
+    if path.parent.name == "checkpoints":
+        return f"{path.parent.parent.name}-{path.stem}"
+    return path.stem
+
+
+def _seen(trained: TrainedModel) -> str:
+    return f"{trained.samples_seen:,} samples seen" if trained.samples_seen else "samples unknown"
 
 
 def _flat(lists: Iterable[list[str]]) -> list[str]:

@@ -55,6 +55,13 @@ def is_bundle(path: Path | str) -> bool:
     return path.is_dir() or path.suffix == ".safetensors" or path.name == DESCRIPTION_FILE
 
 
+def weights_file(path: Path | str) -> Path:
+    """Return the file with the weights that a path means, whether a bundle or a file of its own."""
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    return folder / WEIGHTS_FILE if is_bundle(path) else path
+
+
 def describe(
     model: Mapping[str, Any],
     num_leads: int,
