@@ -43,7 +43,7 @@ class PipelineSettings:
         pool: How the outputs of several windows become one: `mean` or `max` (of logits).
         derive_leads: Compute absent limb leads from two others.
         num_workers: Threads that read ahead.
-        precision: `32`, or `bf16`: faster where the processor has it, logits off by about 0.01.
+        precision: `32`, or `bf16`: faster where the processor has it, other in the second decimal.
         with_features: Keep the features before the last layer too.
     """
 
