@@ -88,7 +88,7 @@ def published_figure(points: Sequence[PrevalencePoint]) -> Figure:
 
 
 def together_figure(shares: NDArray[np.floating], names: Sequence[str]) -> Figure:
-    """Return a heat map of how often a row's label comes with a column's; NaN is hatched.
+    """Return a heat map of how often a row's label comes with a column's; NaN is grey.
 
     Shape:
         shares: (K, K), 0 to 1.
