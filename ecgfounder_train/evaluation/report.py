@@ -627,7 +627,7 @@ def _add_single_labels(page: HtmlPage, assessment: Assessment) -> None:
     page.section("Label by label")
     page.paragraph(
         f"ROC, precision-recall and calibration of the {len(shown)} labels with most positives (at "
-        f"least {MIN_POSITIVES}). The dot is the threshold.",
+        f"least {MIN_POSITIVES}). The dot is the threshold. Those that are open are printed.",
         hint=True,
     )
     probabilities = _probabilities(assessment)
@@ -718,7 +718,7 @@ def _add_method(page: HtmlPage, assessment: Assessment) -> None:
         "score, ties counting half. Exact, over observed answers only.",
         "AUPRC: average precision, the mean over positives of the precision at their score.",
         "Intervals (95 %): Obuchowski's clustered variance on the logit scale for AUROC, the "
-        "influence function per patient for AUPRC; none below ten positive patients. The interval "
+        "influence function per patient for AUPRC; Student's quantiles; none below ten positive patients. The interval "
         "of a mean over labels uses the covariance between labels.",
         "A label without positives or without negatives has neither. It is shown as undefined "
         "and left out of the means, whose number of labels is always given.",

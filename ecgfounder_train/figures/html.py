@@ -71,7 +71,8 @@ footer { margin-top: 3rem; font-size: .85rem; color: var(--muted);
   @page { size: A4 PAGE_ORIENTATION; margin: 12mm; }
   body { font-size: 10pt; line-height: 1.4; max-width: none; padding: 0; }
   nav, .filter, .screen-only, details:not([open]) { display: none; }
-  h2 { break-after: avoid; }
+  h2, h2 + p, caption, thead { break-after: avoid; }
+  tbody tr:first-child { break-before: avoid; }
   figure, .card, tr { break-inside: avoid; }
   figure, .scroll { overflow: visible; }
   figure.true-scale { margin: 0; }

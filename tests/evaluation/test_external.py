@@ -1,6 +1,8 @@
 """A trained run on its own shards and on foreign records, from the command line's config down."""
 
 import csv
+import json
+import shutil
 
 import numpy as np
 import polars as pl
@@ -80,6 +82,17 @@ def test_own_shards_give_report_table_thresholds_and_page_of_mistakes(runs):
     stored = read_predictions(folder / "predictions.parquet")
     assert len(stored) > stored.num_records, "the file keeps windows; the report pools them"
     assert f"{stored.num_records:,} records by the mean" in html
+
+
+def test_shards_with_other_labels_are_refused_by_name(runs, tiny_shards, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_shards.folder, other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    labels = manifest["vocabulary"]["labels"]
+    manifest["vocabulary"] |= {"name": "turned", "labels": labels[::-1]}
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"have 5 \(turned\)\. Prepare shards with the model's"):
+        evaluate(config_of(runs, "run=twelve", f"shards={other}"))
 
 
 def test_thresholds_of_validation_are_applied_unchanged_and_go_with_their_checkpoint(runs):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,13 +14,16 @@ import polars as pl
 import pytest
 import run_tools
 import torch
+from omegaconf import OmegaConf
 from run_tools import assert_same_run, last_checkpoint, rows
 from tuning_tools import Place, Tune, arguments_of, composed
 
+from ecgfounder_train.app import compose_config
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import sha256_file
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.evaluation import read_predictions
+from ecgfounder_train.evaluation.session import evaluate
 from ecgfounder_train.evaluation.trained import TrainedModel
 from ecgfounder_train.finetuning.label_efficiency import label_efficiency
 from ecgfounder_train.finetuning.session import finetune
@@ -103,6 +107,20 @@ def test_test_part_is_reported_once_and_says_what_was_done(
         assert (run.checkpoints / name).is_file()
 
 
+@pytest.mark.parametrize("more", [(), AMOUNT])
+def test_a_probes_report_from_kept_features_is_that_of_the_network(
+    tuned: Tune, more: tuple[str, ...]
+) -> None:
+    settings = ("mode=linear_probe", "crops=2", *more)
+    run = tuned(*settings)
+    kept = pl.read_parquet(run.evaluation("test") / "predictions.parquet")
+    shutil.rmtree(run.path / "evaluation")
+    tuned(*settings)  # complete: nothing is fitted, and the network itself is asked
+    asked = pl.read_parquet(run.evaluation("test") / "predictions.parquet")
+    assert_frame_equal(kept, asked, abs_tol=1e-4)
+    assert not kept.is_empty()
+
+
 def test_reported_numbers_are_those_of_the_predictions_of_the_test_rows(
     tiny_set: Any, undisturbed: RunDirectory
 ) -> None:
@@ -125,6 +143,16 @@ def test_checkpoint_is_read_like_any_other_and_names_its_outputs(tuned: Tune, pl
     assert low < output.mean < high and output.std > 0  # type: ignore[operator]
     assert trained.profile.fs == 100
     assert trained.provenance["finetuned_from"] == sha256_file(place.checkpoint)
+
+
+def test_evaluate_refuses_a_fine_tuned_runs_shards_and_names_its_report(tuned: Tune) -> None:
+    run = tuned("mode=linear_probe")
+    asked = ["run=run", f"paths.runs={run.path.parent}", "device=cpu"]
+    config = OmegaConf.to_container(compose_config("evaluate", asked), resolve=True)
+    assert isinstance(config, dict)
+    with pytest.raises(UserError, match="fine-tuned on the task 'table'") as refused:
+        evaluate(config)
+    assert str(run.evaluation("test") / "report.html") in str(refused.value)
 
 
 def test_quantities_are_reported_in_their_unit(tuned: Tune) -> None:
