@@ -160,7 +160,7 @@ def test_unchanged_page_is_left_alone_and_a_changed_one_made_again(prepared) -> 
     assert report(prepared, strips=0, min_cell=0).read_bytes() != first
 
 
-def test_one_site_and_one_label_give_a_page(prepared) -> None:  # type: ignore[no-untyped-def]
+def test_labels_that_never_come_together_give_a_page(prepared) -> None:  # type: ignore[no-untyped-def]
     shards, catalog, table = prepared
     facts = replace(catalog.facts, together=[[0] * 5] * 5)
     path = report((shards, replace(catalog, facts=facts), table), strips=0)
