@@ -1,6 +1,6 @@
 """The two sides of `bench.py tables`, each in a process of its own, so that peak memory is its own.
 
-python -m ecgfounder_train.benchmarks._tables_sides ours|pandas FOLDER ROWS
+python -m ecgfounder_train.benchmarks._tables_sides ours|pandas FOLDER ROWS_MGH ROWS_EMORY
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 LABELS = "ecgfounder150"
 
 
-def ours(root: Path, rows: int) -> dict[str, Any]:
+def ours(root: Path, rows: tuple[int, int]) -> dict[str, Any]:
     """Build the catalog of all tables: joins, labels packed, merges, keys, split, counts."""
     from ecgfounder_train.catalog import build_catalog, write_catalog
     from ecgfounder_train.core.pseudonyms import Secret
@@ -46,7 +46,7 @@ def ours(root: Path, rows: int) -> dict[str, Any]:
     }
 
 
-def pandas(root: Path, rows: int) -> dict[str, Any]:
+def pandas(root: Path, rows: tuple[int, int]) -> dict[str, Any]:
     """Do with pandas what a script would: needed columns, merge on the stem, labels, counts.
 
     One label table only (the physician's), no keys, no agreement: less than ours does.
@@ -61,20 +61,17 @@ def pandas(root: Path, rows: int) -> dict[str, Any]:
     start, cpu = time.perf_counter(), time.process_time()
     vocabulary = Vocabulary.load(LABELS)
     columns: dict[str, list[int]] = {}
-    for index, entry in enumerate(vocabulary.entries):
-        for code in entry.codes:
-            columns.setdefault(code, []).append(index)
+    for code in {code for entry in vocabulary.entries for code in entry.codes + entry.alternatives}:
+        columns[code] = np.flatnonzero(vocabulary.encode([code])[0]).tolist()
     merges = pd.read_csv(root / "PatientMergeHistory" / "PatientMergeHistory.csv")
     smallest = {
         old: min(old, new) for old, new in zip(*(merges[name] for name in merges), strict=True)
     } | {new: min(old, new) for old, new in zip(*(merges[name] for name in merges), strict=True)}
     total, with_label, positives = 0, 0, 0
-    shares = {"I0001": 0.914, "I0006": 0.086}
-    for site, share in shares.items():
+    for site, number in zip(("I0001", "I0006"), rows, strict=True):
         folder = root / "ECG" / site
         sex = "SexDSC" if site == "I0001" else "Sex"
         wanted = ["BDSPPatientID", "FileName", sex, "AgeAtAcquisition"]
-        number = round(rows * share)
         metadata = pd.read_csv(folder / "metadata" / "metadata.csv", usecols=wanted, nrows=number)
         codes = pd.read_csv(
             folder / "12SL_diagnoses" / "diagnoses_acquisition.csv",
@@ -106,7 +103,7 @@ def pandas(root: Path, rows: int) -> dict[str, Any]:
         packed = np.packbits(flags, axis=1)
         total += len(packed)
         with_label += int((read & patient.notna().to_numpy()).sum())
-        positives += int(flags.sum())
+        positives += int(flags[patient.notna().to_numpy()].sum())
         joined.groupby("test").size()
     return {
         "rows": total,
@@ -120,4 +117,4 @@ def pandas(root: Path, rows: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     side = {"ours": ours, "pandas": pandas}[sys.argv[1]]
-    print(json.dumps(side(Path(sys.argv[2]), int(sys.argv[3]))))
+    print(json.dumps(side(Path(sys.argv[2]), (int(sys.argv[3]), int(sys.argv[4])))))

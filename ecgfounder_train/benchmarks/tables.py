@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,10 +47,12 @@ def run(settings: Settings) -> Outcome:
     Raises:
         UserError: pandas is not installed, or a side failed.
     """
-    rows = settings.rows_mgh + settings.rows_emory
     with _tables(settings) as root:
-        ours = _side("ours", root, rows)
-        reference = _side("pandas", root, round(rows * settings.reference_share))
+        sites = (settings.rows_mgh, settings.rows_emory)
+        ours = _side("ours", root, sites)
+        reference = _side(
+            "pandas", root, [round(number * settings.reference_share) for number in sites]
+        )
     rate, reference_rate = (side["rows"] / side["seconds"] for side in (ours, reference))
     per_cpu, reference_per_cpu = (side["rows"] / side["cpu_s"] for side in (ours, reference))
     record = {
@@ -68,6 +70,10 @@ def run(settings: Settings) -> Outcome:
         "reference_cpu_s": round(reference["cpu_s"], 1),
         "reference_peak_bytes": reference["peak_bytes"],
         "reference_rows_per_s": round(reference_rate),
+        "with_label": ours["with_label"],
+        "positives": ours["positives"],
+        "reference_with_label": reference["with_label"],
+        "reference_positives": reference["positives"],
     }
     lines = [
         f"{'':<26}{'rows':>12}{'wall s':>9}{'CPU s':>9}{'rows/s':>10}{'peak GB':>9}",
@@ -102,10 +108,10 @@ def _tables(settings: Settings) -> Iterator[Path]:
         yield root
 
 
-def _side(name: str, root: Path, rows: int) -> dict[str, Any]:
+def _side(name: str, root: Path, rows: Sequence[int]) -> dict[str, Any]:
     command = [sys.executable, "-m", "ecgfounder_train.benchmarks._tables_sides", name]
     done = subprocess.run(
-        [*command, str(root), str(rows)], capture_output=True, text=True, check=False
+        [*command, str(root), *map(str, rows)], capture_output=True, text=True, check=False
     )
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]

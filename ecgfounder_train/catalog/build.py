@@ -1,6 +1,7 @@
 """The catalog: every recording of a source, with its keys, labels, part, or why it is left out."""
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from ecgfounder_train.core.compiled import text_hashes
 from ecgfounder_train.core.errors import RejectReason, UserError
 from ecgfounder_train.core.fingerprints import fingerprint
 from ecgfounder_train.core.pseudonyms import Secret
+from ecgfounder_train.core.text_order import text_order
 from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.labels.kernels import NOT_COUNTED
 from ecgfounder_train.records.sources import SourceTable
@@ -47,6 +49,8 @@ CATALOG_COLUMNS: dict[str, pl.DataType] = {
 }
 """`patient_hash` is that of the canonical patient, before any secret: the catalog stays private."""
 
+_FEW_WORDS = ("site", "sex", "split", "reject_reason")
+"""Columns of few different texts: sixteen bytes a row as text, as categories four."""
 _CHUNK_RECORDS = 500_000
 _NUM_UNKNOWN = 100
 
@@ -138,7 +142,9 @@ def build_catalog(
         ),
         other_ids,
     )
-    table = table.with_columns(assignment.parts.alias("split")).with_columns(
+    table = table.drop("own_hash")
+    parts = assignment.parts.cast(pl.Enum(PARTS))
+    table = table.with_columns(parts.alias("split")).with_columns(
         _reject_reason(ids.is_repeated, ids.is_excluded)
     )
     read = _encode(source_table, vocabulary, _numbers_of_parts(table))
@@ -166,18 +172,16 @@ def build_catalog(
         "exclusions": exclusions.fingerprint(secret),
         "max_records_per_patient": fingerprint(max_records_per_patient),
     }
-    table = table.drop("own_hash", "has_label", "is_excluded_patient").with_columns(
-        pl.lit(source_name).alias("source"),
+    table = table.drop("has_label", "is_excluded_patient").with_columns(
         pl.when(pl.col("age_years") > OLDEST_YEARS)
         .then(90.0)
         .otherwise(pl.col("age_years"))
         .alias("age_years"),
-        _binary("labels", read.values),
-        _binary("observed", read.observed),
     )
-    del read
+    packed = {"labels": read.values, "observed": read.observed}
+    del read, ids
     return Catalog(
-        _sorted(table),
+        _sorted(table, packed, source_name),
         vocabulary.labels,
         fingerprints,
         summary,
@@ -207,26 +211,32 @@ def _read_ids(
     # than it takes to make keys of them.
     records = records.drop("statements")
     height = int(records.select(pl.len()).collect().item())
-    parts, hashes = [], []
-    excluded: list[pl.Series] = []
     entries = pl.Series("entry", sorted(exclusions.records), dtype=pl.String).implode()
     found: set[str] = set()
-    for start in range(0, max(height, 1), _CHUNK_RECORDS):
+    none = pl.Series([False])
+
+    def read_slice(start: int) -> tuple[pl.DataFrame, NDArray[np.uint64], pl.Series]:
         part = records.slice(start, _CHUNK_RECORDS).collect()
         names = part["record_id"]
-        hashes.append(text_hashes(names))
-        keys = secret.record_keys(source_name, names.fill_null("").to_list())
+        keys = secret.record_keys(source_name, names.fill_null(""))
+        excluded = none.new_from_index(0, part.height)
         if exclusions.records:
             listed = record_names(part)
             hits = [listed[name].is_in(entries) for name in listed.columns]
             for name, hit in zip(listed.columns, hits, strict=True):
                 found.update(listed[name].filter(hit).to_list())
-            excluded.append((hits[0] | hits[1] | hits[2]).fill_null(False))
-        parts.append(
-            part.drop("record_id").with_columns(pl.Series("record_key", keys, dtype=pl.String))
+            excluded = (hits[0] | hits[1] | hits[2]).fill_null(False)
+        narrow = part.drop("record_id").with_columns(
+            keys.alias("record_key"), pl.col(_FEW_WORDS).cast(pl.Categorical)
         )
-    frame = pl.concat(parts)
-    both = np.concatenate(hashes)
+        return narrow, text_hashes(names), excluded
+
+    with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
+        done = list(pool.map(read_slice, range(0, max(height, 1), _CHUNK_RECORDS)))
+    frame = pl.concat([part for part, _, _ in done])
+    both = np.concatenate([hashes for _, hashes, _ in done])
+    is_excluded = pl.concat([excluded for _, _, excluded in done])
+    del done
     is_repeated = _repeated(both)
     if is_repeated.any():
         # The second row of a record is rejected, but has a key of its own: rows never share one.
@@ -235,9 +245,9 @@ def _read_ids(
             f"{key}\0{number}"
             for number, key in enumerate(frame["record_key"].gather(rows).to_list())
         ]
-        renamed = frame["record_key"].scatter(rows, secret.record_keys(source_name, again))
+        new = secret.record_keys(source_name, pl.Series(again, dtype=pl.String))
+        renamed = frame["record_key"].scatter(rows, new)
         frame = frame.with_columns(renamed.alias("record_key"))
-    is_excluded = pl.concat(excluded) if excluded else pl.Series([False]).new_from_index(0, height)
     return _Ids(frame, both[:, 0], is_repeated, is_excluded, frozenset(found))
 
 
@@ -255,15 +265,11 @@ def _repeated(hashes: NDArray[np.uint64]) -> pl.Series:
 
 def _numbers_of_parts(table: pl.DataFrame, usable: bool = False) -> NDArray[np.uint8]:
     """Return the place in `facts.PARTS` of each record that is not rejected (and labelled)."""
-    numbers = {part: number for number, part in enumerate(PARTS)}
     counts = pl.col("reject_reason").is_null()
     if usable:
         counts &= pl.col("has_label")
-    part = (
-        pl.when(counts)
-        .then(pl.col("split").replace_strict(numbers, default=None, return_dtype=pl.UInt8))
-        .fill_null(NOT_COUNTED)
-    )
+    place = pl.col("split").to_physical().cast(pl.UInt8)
+    part = pl.when(counts).then(place).fill_null(NOT_COUNTED)
     return table.select(part.cast(pl.UInt8).alias("part"))["part"].to_numpy()
 
 
@@ -283,7 +289,8 @@ def _over_limit(table: pl.DataFrame, hashes: NDArray[np.uint64], limit: int) -> 
     return (
         pl.when(pl.Series(mask))
         .then(pl.lit(RejectReason.PATIENT_LIMIT.value))
-        .otherwise("reject_reason")
+        .otherwise(pl.col("reject_reason").cast(pl.String))
+        .cast(pl.Categorical)
         .alias("reject_reason")
     )
 
@@ -353,12 +360,14 @@ def _count_exclusions(
     return counts
 
 
-def _sorted(table: pl.DataFrame) -> pl.DataFrame:
+def _sorted(
+    table: pl.DataFrame, packed: dict[str, NDArray[np.uint8]], source_name: str
+) -> pl.DataFrame:
     """Return the catalog in path order; each column leaves the table as it is made."""
     path = table["record_path"]
     order = None
     if path.null_count() or not path.is_sorted():
-        order = path.arg_sort()
+        order = pl.Series(text_order(path))
         path = path.gather(order)
     # Neighbours now: a hash set of ten million paths takes a gigabyte.
     same = path.eq_missing(path.shift(1)).fill_null(False).to_numpy().copy()
@@ -372,10 +381,18 @@ def _sorted(table: pl.DataFrame) -> pl.DataFrame:
             chosen.with_row_index("place").sort("record_path", "record_key")["place"].to_numpy()
         ]
         order = pl.Series(rows)
+    del path
+    height = table.height
     columns = {}
     for name, kind in CATALOG_COLUMNS.items():
-        column = table.drop_in_place(name).cast(kind)
-        columns[name] = column if order is None else column.gather(order)
+        if name == "source":
+            columns[name] = pl.Series([source_name], dtype=kind).new_from_index(0, height)
+        elif name in packed:
+            rows = packed.pop(name)
+            columns[name] = _binary(name, rows if order is None else rows[order.to_numpy()])
+        else:
+            column = table.drop_in_place(name)
+            columns[name] = (column if order is None else column.gather(order)).cast(kind)
     return pl.DataFrame(columns)
 
 
@@ -406,18 +423,15 @@ def _patients(
     """Return hashes, keys and exclusion of each record's patient; and the hashes of merged ids."""
     canonical = canonical_patients(merges)
     people = own.drop_nulls().unique(maintain_order=True)
-    names = people.to_list()
-    merged = [canonical.get(name, name) for name in names]
-    excluded = exclusions.everyone(merges)
+    merged = people.replace(list(canonical), list(canonical.values())) if canonical else people
+    excluded = pl.Series(sorted(exclusions.everyone(merges)), dtype=pl.String)
     of_people = pl.DataFrame(
         {
             "id": people,
-            "own_hash": patient_hashes(names),
+            "own_hash": patient_hashes(people),
             "patient_hash": patient_hashes(merged),
-            "patient_key": pl.Series(secret.patient_keys(source_name, merged), dtype=pl.String),
-            "is_excluded_patient": pl.Series(
-                [name in excluded for name in merged], dtype=pl.Boolean
-            ),
+            "patient_key": secret.patient_keys(source_name, merged),
+            "is_excluded_patient": merged.is_in(excluded.implode()),
         }
     )
     place = (
@@ -458,7 +472,7 @@ def _reject_reason(is_repeated: pl.Series, is_excluded: pl.Series) -> pl.Expr:
         pl.when(pl.lit(is_excluded) | pl.col("is_excluded_patient"))
         .then(pl.lit(RejectReason.EXCLUDED.value))
         .when(pl.col("reject_reason").is_not_null())
-        .then(pl.col("reject_reason"))
+        .then(pl.col("reject_reason").cast(pl.String))
         .when(pl.lit(is_repeated))
         .then(pl.lit(RejectReason.DUPLICATE_RECORD.value))
         .when(outside)  # a table that points outside the root is not followed
@@ -468,6 +482,7 @@ def _reject_reason(is_repeated: pl.Series, is_excluded: pl.Series) -> pl.Expr:
         .when(pl.col("split").is_null())
         .then(pl.lit(RejectReason.NO_SPLIT.value))
         .otherwise(None)
+        .cast(pl.Categorical)
         .alias("reject_reason")
     )
 
@@ -508,7 +523,13 @@ def _summary(
         pl.col("reject_reason").is_null()
     )
     usable = kept.filter("has_label")
-    rejected = table["reject_reason"].drop_nulls().value_counts().sort("reject_reason")
+    rejected = (
+        table["reject_reason"]
+        .drop_nulls()
+        .value_counts()
+        .cast({"reject_reason": pl.String})
+        .sort("reject_reason")
+    )
     parts = {
         str(name): {"records": records, "patients": patients}
         for name, records, patients in usable.group_by("split")

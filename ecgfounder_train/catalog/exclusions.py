@@ -44,8 +44,8 @@ class Exclusions:
         """Changes with any entry. Made of keys: a hash of a short list of ids could be undone."""
         return fingerprint(
             [
-                sorted(secret.record_keys("exclude", self.records)),
-                sorted(secret.patient_keys("exclude", self.patients)),
+                sorted(secret.record_keys("exclude", _series(self.records))),
+                sorted(secret.patient_keys("exclude", _series(self.patients))),
             ]
         )
 
@@ -97,6 +97,10 @@ def record_names(records: pl.DataFrame) -> pl.DataFrame:
         "record_path",
         pl.col("record_path").str.split("/").list.last().alias("stem"),
     )
+
+
+def _series(entries: frozenset[str]) -> pl.Series:
+    return pl.Series(list(entries), dtype=pl.String)
 
 
 def _read(file: str, key: str, as_path: bool) -> frozenset[str]:

@@ -6,6 +6,7 @@ machine must suppress them.
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -115,8 +116,8 @@ def encode_readings(
     """
     number = len(parts)
     width = (vocabulary.num_labels + 7) // 8
-    values = np.empty((number, width), np.uint8)
-    observed = np.empty((number, width), np.uint8)
+    values = np.zeros((number, width), np.uint8)
+    observed = np.zeros((number, width), np.uint8)
     encoders = {name: vocabulary.encoder(said.names) for name, said in readings.items()}
     names = readings[chosen].names
     totals = np.zeros(len(names), np.int64)
@@ -127,18 +128,36 @@ def encode_readings(
         for other in list(readings)[place + 1 :]
         if "_else_" not in one + other  # it agrees with what it is made of
     }
-    for start in range(0, number, _CHUNK_RECORDS):
-        part = slice(start, min(start + _CHUNK_RECORDS, number))
-        encoded = {}
+
+    def encode(part: slice) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
+        encoded, counted = {}, []
+        said_by_chosen = np.zeros(0, np.int64)
         for name, said in readings.items():
             numbers, ends = _slice(said.numbers, part)
             encoded[name] = encoders[name].encode(numbers, ends, np.diff(ends) > 0)
-            counters[name].add(*encoded[name], parts[part])
+            counter = _Counter(width)
+            counter.add(*encoded[name], parts[part])
+            counted += [counter.positives, counter.seen]
             if name == chosen:
                 values[part], observed[part] = encoded[name]
-                totals += np.bincount(numbers, minlength=len(names))
-        for (one, other), table in pairs.items():
+                said_by_chosen = np.bincount(numbers, minlength=len(names))
+        for one, other in pairs:
+            table = np.zeros((8 * width, 4), np.int64)
             count_agreement(*encoded[one], *encoded[other], parts[part], table)
+            counted.append(table)
+        return said_by_chosen, counted
+
+    for encoder in encoders.values():  # what an encoder remembers is made before threads share it
+        encoder.encode(np.zeros(0, np.uint16), np.zeros(2, np.int64), np.zeros(1, np.bool_))
+    starts = range(0, number, _CHUNK_RECORDS)
+    slices = (slice(start, min(start + _CHUNK_RECORDS, number)) for start in starts)
+    sums = [table for one in counters.values() for table in (one.positives, one.seen)]
+    sums += pairs.values()
+    with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
+        for statements, counted in pool.map(encode, slices):
+            totals += statements
+            for table, more in zip(sums, counted, strict=True):
+                table += more
     labels = vocabulary.labels
     return Readings(
         values,
@@ -232,24 +251,27 @@ def count_dimensions(
     bands = [f"{low}-{high - 1}" for low, high in pairwise(AGE_BANDS)] + [f"{AGE_BANDS[-1]}+"]
     age = pl.col("age_years")
     reached = pl.sum_horizontal((age >= edge).cast(pl.UInt8) for edge in AGE_BANDS[1:])
-    names = dict(enumerate(bands))
+    as_text = pl.col("value").cast(pl.String)
+    # What is counted, and how it is shown: texts of ten million rows are never made.
     dimensions = {
-        "site": pl.col("site"),
-        "year": pl.col("year").cast(pl.String),
-        "age_band": pl.when(age.is_not_null()).then(
-            reached.replace_strict(names, return_dtype=pl.String)
+        "site": (pl.col("site"), as_text),
+        "year": (pl.col("year"), as_text),
+        "age_band": (
+            pl.when(age.is_not_null()).then(reached),
+            pl.col("value").replace_strict(dict(enumerate(bands)), return_dtype=pl.String),
         ),
-        "sex": pl.col("sex"),
-        "fs": pl.col("fs").cast(pl.String).str.strip_suffix(".0"),
+        "sex": (pl.col("sex"), as_text),
+        "fs": (pl.col("fs"), as_text.str.strip_suffix(".0")),
     }
     part = pl.Series("part", parts)
     counts = {}
-    for name, value in dimensions.items():
+    for name, (value, shown) in dimensions.items():
         counted = (
             frame.lazy()
-            .select(value.fill_null("unknown").alias("value"), pl.lit(part).alias("part"))
+            .select(value.alias("value"), pl.lit(part).alias("part"))
             .group_by("value", "part")
             .len()
+            .with_columns(shown.fill_null("unknown"))
             .collect()
             .sort("value", "part")
         )

@@ -1,9 +1,10 @@
 """Who is who: one canonical id per patient, and a hash of it for the split."""
 
-import hashlib
 from collections.abc import Iterable
 
 import polars as pl
+
+from ecgfounder_train.core.sha256 import sha256_numbers
 
 
 def canonical_patients(merges: pl.DataFrame | None) -> dict[str, str]:
@@ -37,13 +38,10 @@ def _id_order(patient: str) -> tuple[bool, int, str]:
     return (not number, int(patient) if number else 0, patient)
 
 
-def patient_hashes(patients: Iterable[str]) -> pl.Series:
+def patient_hashes(patients: pl.Series | Iterable[str]) -> pl.Series:
     """Return the first 64 bits of the SHA-256 of each patient id.
 
     The hash is not secret and never leaves the catalog: ids of nine digits can be tried out.
     """
-    digest = hashlib.sha256
-    return pl.Series(
-        [int.from_bytes(digest(patient.encode()).digest()[:8], "big") for patient in patients],
-        dtype=pl.UInt64,
-    )
+    texts = patients if isinstance(patients, pl.Series) else pl.Series(list(patients))
+    return sha256_numbers(texts.cast(pl.String))

@@ -8,11 +8,13 @@ import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
+
 from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.sha256 import hmac_hexdigits
 
 KEY_LENGTH = 32
 """Hexadecimal digits of a key (128 bits: no collision to be expected among 10^12 records)."""
@@ -35,12 +37,12 @@ class Secret:
         """Return 32 hexadecimal digits that stand for one recording."""
         return self._key("record", source, record_id)
 
-    def record_keys(self, source: str, record_ids: Iterable[str]) -> list[str]:
-        """Return `record_key` of many recordings, in half the time of one by one."""
+    def record_keys(self, source: str, record_ids: pl.Series) -> pl.Series:
+        """Return `record_key` of many recordings; null where the id is."""
         return self._keys("record", source, record_ids)
 
-    def patient_keys(self, source: str, patient_ids: Iterable[str]) -> list[str]:
-        """Return `patient_key` of many patients."""
+    def patient_keys(self, source: str, patient_ids: pl.Series) -> pl.Series:
+        """Return `patient_key` of many patients; null where the id is."""
         return self._keys("patient", source, patient_ids)
 
     def patient_key(self, source: str, patient_id: str) -> str:
@@ -51,21 +53,9 @@ class Secret:
         message = "\0".join((kind, source, native_id)).encode()
         return hmac.new(self.value, message, hashlib.sha256).hexdigest()[:KEY_LENGTH]
 
-    def _keys(self, kind: str, source: str, native_ids: Iterable[str]) -> list[str]:
-        # HMAC written out (RFC 2104): what secret and source put into the hash is put in once, and
-        # each id continues a copy. `hmac.digest` takes 2.2 microseconds, this 0.9.
-        block = self.value.ljust(hashlib.sha256().block_size, b"\0")
-        assert len(block) == hashlib.sha256().block_size
-        begun = hashlib.sha256(bytes(byte ^ 0x36 for byte in block))
-        begun.update("\0".join((kind, source, "")).encode())
-        outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in block))
-        keys = []
-        for native_id in native_ids:
-            inner, whole = begun.copy(), outer.copy()
-            inner.update(native_id.encode())
-            whole.update(inner.digest())
-            keys.append(whole.hexdigest()[:KEY_LENGTH])
-        return keys
+    def _keys(self, kind: str, source: str, native_ids: pl.Series) -> pl.Series:
+        prefix = "\0".join((kind, source, "")).encode()
+        return hmac_hexdigits(self.value, prefix, native_ids, KEY_LENGTH)
 
 
 def load_or_create_secret(path: Path | str) -> Secret:

@@ -22,6 +22,7 @@ def gather_bits(
 ) -> None:
     """Set the bits of each record's statements, those after a weakener in `weak`."""
     width = firm.shape[1]
+    leaves_open = left_open.any()  # of most vocabularies no statement leaves anything open
     for row in range(len(firm)):
         is_weakened = False  # what ends one record says nothing about the next
         for place in range(ends[row], ends[row + 1]):
@@ -29,7 +30,9 @@ def gather_bits(
             target = weak if is_weakened or opens_weakened[number] else firm
             for byte in range(width):
                 target[row, byte] |= bits[number, byte]
-                weak[row, byte] |= left_open[number, byte]
+            if leaves_open:
+                for byte in range(width):
+                    weak[row, byte] |= left_open[number, byte]
             is_weakened = weakens[number]
 
 
@@ -49,6 +52,7 @@ def count_labels(
     """
     width = values.shape[1]
     found = np.empty(8 * width, np.int64)
+    masks = np.zeros((len(seen), width, 256), np.int64)  # counted whole: nearly all are alike
     for row in range(len(values)):
         part = parts[row]
         if part == NOT_COUNTED:
@@ -58,10 +62,10 @@ def count_labels(
             mask = observed[row, byte]
             if mask == 0:
                 continue
+            masks[part, byte, mask] += 1
             value = values[row, byte] & mask
-            for bit in range(8):
-                if mask & (128 >> bit):
-                    seen[part, 8 * byte + bit] += 1
+            if value:
+                for bit in range(8):
                     if value & (128 >> bit):
                         found[number] = 8 * byte + bit
                         number += 1
@@ -70,6 +74,12 @@ def count_labels(
             if len(together):
                 for second in range(number):
                     together[found[first], found[second]] += 1
+    for part in range(len(seen)):
+        for byte in range(width):
+            for mask in range(256):
+                for bit in range(8):
+                    if mask & (128 >> bit):
+                        seen[part, 8 * byte + bit] += masks[part, byte, mask]
 
 
 @compiled
@@ -86,6 +96,7 @@ def count_agreement(
     Shape: table (8 * bytes, 4).
     """
     width = values.shape[1]
+    neither = np.zeros((width, 256), np.int64)  # counted whole: nearly all are alike
     for row in range(len(values)):
         if parts[row] == NOT_COUNTED:
             continue
@@ -94,10 +105,16 @@ def count_agreement(
             if mask == 0:
                 continue
             one, other = values[row, byte] & mask, other_values[row, byte] & mask
+            said = one | other
+            neither[byte, mask & ~said] += 1
+            if said:
+                for bit in range(8):
+                    place = 128 >> bit
+                    if said & place:
+                        column = (0 if other & place else 1) if one & place else 2
+                        table[8 * byte + bit, column] += 1
+    for byte in range(width):
+        for mask in range(256):
             for bit in range(8):
-                place = 128 >> bit
-                if mask & place:
-                    column = 0 if one & place and other & place else 1
-                    if column and not one & place:
-                        column = 2 if other & place else 3
-                    table[8 * byte + bit, column] += 1
+                if mask & (128 >> bit):
+                    table[8 * byte + bit, 3] += neither[byte, mask]

@@ -47,7 +47,7 @@ class Assignment:
     """The part of each record, and what was noticed on the way."""
 
     parts: pl.Series
-    """`train`, `val`, `test`, or null where the rule gives a record no part."""
+    """`train`, `val`, `test` (an enum), or null where the rule gives a record no part."""
     joined: pl.DataFrame
     """Patients whose ids or records fell into several parts: `canonical_hash`, `parts`, `part`."""
 
@@ -277,26 +277,29 @@ class PatientSplit:
         Raises:
             UserError: The source lacks what the kind goes by: folds, sites, years, the patients.
         """
-        own = self._own_parts(records, other_ids)
-        by_patient = (
-            own.drop_nulls()
-            .group_by("canonical_hash")
-            .agg(pl.col("part").max(), pl.col("part").unique().sort().alias("parts"))
+        own = self._own_parts(records, other_ids).drop_nulls()
+        by_patient = own.group_by("canonical_hash").agg(
+            pl.col("part").max(), pl.col("part").min().alias("least")
         )
-        present = records.select(pl.col("canonical_hash").unique())
+        several = by_patient.filter(pl.col("part") > pl.col("least"))
+        present = records.select("canonical_hash")
         joined = (
-            by_patient.filter(pl.col("parts").list.len() > 1)
+            own.join(several, on="canonical_hash", how="semi")
             .join(present, on="canonical_hash", how="semi")
+            .group_by("canonical_hash")
+            .agg(pl.col("part").unique().sort().alias("parts"), pl.col("part").max())
             .sort("canonical_hash")
             .select("canonical_hash", _named("parts", many=True), _named("part"))
         )
-        parts = records.join(
+        # No text, and no column but the two: ten million rows of others are half a gigabyte.
+        parts = present.join(
             by_patient.select("canonical_hash", "part"),
             on="canonical_hash",
             how="left",
             maintain_order="left",
-        ).select(_named("part").alias("split"))["split"]
-        return Assignment(parts, joined)
+        )["part"]
+        names = parts.replace_strict(dict(enumerate(PARTS)), return_dtype=pl.Enum(PARTS))
+        return Assignment(names.alias("split"), joined)
 
 
 def _year(key: str, value: int | None) -> int:

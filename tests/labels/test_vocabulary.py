@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ecgfounder_train.core.errors import UserError
@@ -234,6 +234,7 @@ def test_any_statements_give_values_only_where_observed(cells: list[list[str] | 
             assert observed.any() == (cell is not None)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(1, 200), st.randoms(use_true_random=False))
 def test_unpack_undoes_pack(num_labels: int, random: object) -> None:
     flags = np.array([random.random() < 0.5 for _ in range(num_labels)], np.uint8)  # type: ignore[attr-defined]

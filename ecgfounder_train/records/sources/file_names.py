@@ -5,6 +5,7 @@ Tables name a record `/S0001/1988/04/de_...`, `./S0001/1988/04/de_....hea` with 
 gigabyte, as two 64-bit hashes a third of it: tables join on the first, the second checks the match.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from ecgfounder_train.core.compiled import TextColumn, compiled, text_column, text_series
 
-_CHUNK_ROWS = 1_000_000
+_CHUNK_ROWS = 500_000
 _BLANKS = np.frombuffer(b" \t\n\v\f\r", np.uint8)
 _EXTENSIONS = np.frombuffer(b".hea.dat.mat", np.uint8).reshape(3, 4)
 _SLASH, _DOT = ord("/"), ord(".")
@@ -37,10 +38,11 @@ def parse_file_names(names: pl.Series, prefix: str | None) -> FileNames:
     so is the extension of a header or signal file. The year is the first folder that looks like
     one, 1900 to 2099.
     """
-    parts = [
-        _parse_chunk(names.slice(start, _CHUNK_ROWS), prefix)
-        for start in range(0, max(len(names), 1), _CHUNK_ROWS)
-    ]
+    starts = range(0, max(len(names), 1), _CHUNK_ROWS)
+    with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
+        parts = list(
+            pool.map(lambda at: _parse_chunk(names.slice(at, _CHUNK_ROWS), prefix), starts)
+        )
     places = [part.places for part in parts if part.places is not None]
     return FileNames(
         pl.concat([part.hashes for part in parts]), pl.concat(places) if places else None

@@ -119,14 +119,16 @@ class HeedbSource:
         label_source = self._choose(readings)
         said = readings[label_source]
         counts["without_statement"] = said.numbers.null_count()
+        names = pl.Enum(sorted({site.name for site in sites}))  # a byte a row, as text sixteen
         frame = pl.concat(
-            site.records.select(*_KEPT, pl.lit(site.name).alias("site")) for site in sites
+            site.records.select(*_KEPT, pl.lit(site.name, dtype=names).alias("site"))
+            for site in sites
         ).with_columns(said.numbers.alias("numbers"))
         for site in sites:  # the frame holds what is still needed of them
             site.records, site.readings = pl.DataFrame(), {}
         stem = pl.col("record_path").str.split("/").list.last()
         records = frame.lazy().with_columns(
-            (pl.col("site") + "/" + stem).alias("record_id"),
+            (pl.col("site").cast(pl.String) + "/" + stem).alias("record_id"),
             said.texts("numbers").alias("statements"),
         )
         return SourceTable(

@@ -55,7 +55,9 @@ def read_metadata(path: Path, name: str, prefix: str, years: bool = False) -> Si
         frame.select(
             pl.col(file_name).alias("file_name"),
             pl.col(find_column(columns, ["BDSPPatientID"], path)).alias("patient_id"),
-            clean_sex(find_column(columns, ["SexDSC", "Sex"], path)).alias("sex"),
+            clean_sex(find_column(columns, ["SexDSC", "Sex"], path))
+            .cast(pl.Enum(["F", "M"]))  # a byte a row, as text sixteen
+            .alias("sex"),
             (age * DAYS_PER_YEAR if years else age).alias("age_days"),
         ),
         path,
@@ -75,7 +77,7 @@ def read_metadata(path: Path, name: str, prefix: str, years: bool = False) -> Si
         .then(in_years)
         .cast(pl.Float32)
         .alias("age_years"),
-        pl.lit(None, dtype=pl.String).alias("reject_reason"),
+        pl.lit(None, dtype=pl.Categorical).alias("reject_reason"),
     )
     site = SiteTable(name, records)
     _count_quirks(site)
