@@ -718,8 +718,8 @@ def _add_method(page: HtmlPage, assessment: Assessment) -> None:
         "score, ties counting half. Exact, over observed answers only.",
         "AUPRC: average precision, the mean over positives of the precision at their score.",
         "Intervals (95 %): Obuchowski's clustered variance on the logit scale for AUROC, the "
-        "influence function per patient for AUPRC; Student's quantiles; none below ten positive patients. The interval "
-        "of a mean over labels uses the covariance between labels.",
+        "influence function per patient for AUPRC; Student's quantiles; none below ten positive "
+        "patients. The interval of a mean over labels uses the covariance between labels.",
         "A label without positives or without negatives has neither. It is shown as undefined "
         "and left out of the means, whose number of labels is always given.",
     ]
