@@ -203,6 +203,8 @@ def _check_choice(group: str, value: Any, verb: str) -> None:
 
 def choices(group: str, verb: str) -> list[str]:
     """Return what a script may choose in a group; an experiment belongs to the script it names."""
+    # The doctor examines what pretraining would do.
+    verb = "pretrain" if verb == "doctor" else verb
     files = sorted((CONFIGS / group).glob("*.yaml"))
     if group == "experiment":
         files = [

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 
@@ -15,3 +16,12 @@ def canonical_json(value: Any) -> str:
 def fingerprint(value: Any) -> str:
     """Return the first 16 hexadecimal digits of the SHA-256 of the canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+def machine_fingerprint() -> str:
+    """Return what tells this machine, since it was last started, from others; no name of it."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        return ""
+    return fingerprint(["machine", boot])

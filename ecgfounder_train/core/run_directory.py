@@ -1,7 +1,7 @@
 """The folder of one training run: what lies where, and who may write there.
 
 outputs/runs/NAME/
-    config.yaml       the resolved configuration of the last start
+    config.yaml       the resolved configuration of the last start; its command is the first line
     run.json          state, progress, versions, fingerprints (no host name, no user, no path)
     metrics.csv       one row per logged step and validation
     failure.json      why the last start failed, if it did (may name paths: stays on this machine)
@@ -22,6 +22,8 @@ from typing import Any
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.files import atomic_file
 
+COMMAND_MARK = "# "
+"""Begins the first line of config.yaml, the command that wrote it."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 

@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch.distributed
@@ -262,12 +261,3 @@ def _ended(code: int) -> str:
         f"it was killed by {name}{hint}. Run the same command again to go on from the last "
         "checkpoint."
     )
-
-
-def note_of(folder: Path) -> str | None:
-    """Return what the last failure of the run in `folder` was, whatever attempt it belongs to."""
-    try:
-        content = json.loads((folder / "failure.json").read_text())
-        return f"rank {content['rank']}: {content['reason']}"
-    except (OSError, ValueError, KeyError):
-        return None

@@ -12,6 +12,7 @@ import torch
 import torch.distributed
 
 from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.fingerprints import machine_fingerprint
 from ecgfounder_train.core.progress import ProgressMeter
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.core.settings import parse_settings
@@ -23,6 +24,7 @@ from ecgfounder_train.models.checkpoint import (
     load_checkpoint,
     newest_whole,
 )
+from ecgfounder_train.training.device_use import DeviceUse, git_state
 from ecgfounder_train.training.faults import FaultCounts
 from ecgfounder_train.training.metrics_log import MetricsLog
 from ecgfounder_train.training.module import PretrainModule
@@ -119,6 +121,7 @@ class RunKeeper(L.Callback):
         patience: Ends training when validations no longer improve.
         stop: Filled by signals.
         loggers: Lightning loggers.
+        device_use: What share of the device is used.
     """
 
     def __init__(
@@ -132,6 +135,7 @@ class RunKeeper(L.Callback):
         patience: "Patience",
         stop: StopRequest,
         loggers: list[Any],
+        device_use: DeviceUse,
     ) -> None:
         self.run = run
         self.resume = resume
@@ -141,7 +145,9 @@ class RunKeeper(L.Callback):
         self.patience = patience
         self.stop = stop
         self.loggers = loggers
+        self.device_use = device_use
         self.folder = CheckpointFolder(run, settings.keep)
+        self._git = git_state()
         self.best: dict[str, Any] = {"value": None, "samples_seen": 0}
         self.stopped_early = False
         self._restored: dict[str, Any] | None = None
@@ -425,23 +431,25 @@ class RunKeeper(L.Callback):
             self._write_state(module, "failed")
 
     def _log_training(self, trainer: L.Trainer, module: PretrainModule) -> None:
-        # Of steps that were all skipped there is no loss.
-        loss = self._window.loss / (self._window.batches or float("nan"))
+        loss = self._window.loss
         if trainer.world_size > 1:
             torch.distributed.all_reduce(loss)
-            loss = loss / trainer.world_size
+        # Sums of single-precision losses are exact in double precision, whatever share of them a
+        # checkpoint gave each rank; so the only division comes last. Of steps that were all skipped
+        # there is no loss.
+        loss = loss / (self._window.batches * trainer.world_size or float("nan"))
         now = time.monotonic()
         start_s, start_samples = self._rate_start
         if trainer.is_global_zero:
+            rate = (module.samples_seen - start_samples) / max(now - start_s, 1e-9)
             self.log.write(
                 self._row(module)
+                | self.device_use.of(rate)
                 | {
                     "train/loss": float(loss),
                     "train/grad_norm": float(module.grad_norm),
                     "lr": trainer.optimizers[0].param_groups[0]["lr"],
-                    "ecg_per_s": round(
-                        (module.samples_seen - start_samples) / max(now - start_s, 1e-9), 1
-                    ),
+                    "ecg_per_s": round(rate, 1),
                     "data_wait_share": round(
                         self._wait_s / max(self._wait_s + self._step_s, 1e-9), 4
                     ),
@@ -514,6 +522,8 @@ class RunKeeper(L.Callback):
                 "fingerprints": self.facts.fingerprints,
                 "versions": self.facts.versions,
                 "hardware": self.facts.hardware,
+                "machine": machine_fingerprint(),
+                "git": self._git,
             }
         )
 

@@ -65,6 +65,8 @@ def _wandb(
         save_code=False,
         console="off",
         silent=True,
+        # Training waits for the first answer: a server that cannot be reached is given up soon.
+        init_timeout=30.0,
     )
     run_id = hashlib.sha256(run.name.encode()).hexdigest()[:16]
     return WandbLogger(

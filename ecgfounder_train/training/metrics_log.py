@@ -23,6 +23,8 @@ COLUMNS = (
     "lr",
     "ecg_per_s",
     "data_wait_share",
+    "flop_utilisation",
+    "gpu_memory_gb",
     "quarantined",
     "skipped_steps",
 )
@@ -78,7 +80,10 @@ class MetricsLog:
     def close(self) -> None:
         """Let the loggers finish."""
         for logger in self.loggers:
-            logger.finalize("success")
+            try:
+                logger.finalize("success")
+            except Exception as error:  # the run is complete whatever its logger says
+                print(f"warning: {type(logger).__name__} failed at the end ({error}).")
 
 
 def _rows_until(path: Path, samples_seen: int, columns: Sequence[str]) -> list[dict[str, Any]]:

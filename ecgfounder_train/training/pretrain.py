@@ -1,5 +1,7 @@
 """Run or resume one pretraining run: the config in, an exit code out."""
 
+import shlex
+import sys
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -12,7 +14,7 @@ from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.core.fingerprints import fingerprint
 from ecgfounder_train.core.ranks import is_rank_zero
-from ecgfounder_train.core.run_directory import RunDirectory
+from ecgfounder_train.core.run_directory import COMMAND_MARK, RunDirectory
 from ecgfounder_train.loader.cache import open_shards
 from ecgfounder_train.loader.datamodule import ShardDataModule
 from ecgfounder_train.loader.epoch_plan import EpochPlan
@@ -21,11 +23,13 @@ from ecgfounder_train.loader.patients import IntArray, patient_rows
 from ecgfounder_train.loader.rows import Rows, SplitRows
 from ecgfounder_train.loader.stream import StreamSource
 from ecgfounder_train.loader.transforms import Augmentation, BatchTransform
-from ecgfounder_train.models import create_model
+from ecgfounder_train.models import Net1D, create_model
+from ecgfounder_train.models.accounting import forward_flops
 from ecgfounder_train.models.checkpoint import load_checkpoint, newest_whole
 from ecgfounder_train.models.families import resolve_model
 from ecgfounder_train.records import SignalProfile
 from ecgfounder_train.shards import ShardSet
+from ecgfounder_train.training.device_use import DeviceUse, known_peak_tflops
 from ecgfounder_train.training.ema import WeightAverage
 from ecgfounder_train.training.failures import told_to_all
 from ecgfounder_train.training.faults import FaultSettings
@@ -126,37 +130,24 @@ def fit(
         UserError: Whatever the user can mend.
     """
     numbers = RunSettings.from_config(config)
-    budget = Budget.from_config(config["budget"])
     data = DataSettings.from_config(config["data"])
     checkpointing = CheckpointSettings.from_config(config["checkpoint"])
     per_rank = data.per_rank(settings.world_size)
     logger_kind(config["logger"])
     module.faults = FaultSettings.from_config(config.get("faults", {}))
-    rows, plan = _order(shards, data, numbers.seed)
-    if plan.num_slots != module.num_samples:
-        # With last_batch=drop an epoch is what of it is used.
-        module.num_samples = plan.num_slots
-        module.total_samples = budget.total_samples(plan.num_slots)
-    facts.fingerprints |= _order_fingerprint(plan, data)
-    patience = Patience(budget.patience, budget.validate_every(module.num_samples))
-    datamodule = ShardDataModule(
-        shards,
-        plan,
-        rows,
-        global_batch_size=data.global_batch_size,
-        batch_size_per_rank=per_rank,
-        validate_every_samples=patience.every_samples,
-        total_samples=module.total_samples,
-        checksum=data.checksum,
-        on_bad_sample=data.on_bad_sample,
-        num_workers=data.num_workers,
-        stream=StreamSource(shards, data.stream) if data.reader == "webdataset" else None,
+    datamodule = create_datamodule(config, shards, module, facts, settings)
+    patience = Patience(
+        Budget.from_config(config["budget"]).patience, datamodule.validate_every_samples
     )
     with ExitStack() as stack:
         if is_rank_zero():
             stack.enter_context(run.locked())
             _check_resume(run, str(config["resume"]), facts)
             with atomic_file(run.config_file, "w") as handle:
+                if Path(sys.argv[0]).stem in ("pretrain", "finetune"):
+                    script = f"scripts/{Path(sys.argv[0]).name}"
+                    command = shlex.join(["python", script, *sys.argv[1:]])
+                    handle.write(f"{COMMAND_MARK}{command}\n")
                 handle.write(OmegaConf.to_yaml(OmegaConf.create(dict(config))))
             _announce(run, shards, module, settings)
         stop = stack.enter_context(stop_on_signals())
@@ -170,6 +161,7 @@ def fit(
             patience=patience,
             stop=stop,
             loggers=loggers,
+            device_use=_device_use(module, shards, settings),
         )
         trainer = create_trainer(
             settings,
@@ -201,6 +193,45 @@ def fit(
         if keeper.stopped_early:
             stay_if_preempted(stop)
     return code
+
+
+def create_datamodule(
+    config: Mapping[str, Any],
+    shards: ShardSet,
+    module: PretrainModule,
+    facts: RunFacts,
+    settings: TrainerSettings,
+) -> ShardDataModule:
+    """Return the data of a run; the order of them goes into its module and facts too.
+
+    Args:
+        config: As of `configs/pretrain.yaml`; other keys are left alone.
+        shards: What is trained on.
+        module: Learns how many samples an epoch has.
+        facts: Its fingerprints learn of an order that is not the plain one.
+        settings: Ranks.
+    """
+    budget = Budget.from_config(config["budget"])
+    data = DataSettings.from_config(config["data"])
+    rows, plan = _order(shards, data, RunSettings.from_config(config).seed)
+    if plan.num_slots != module.num_samples:
+        # With last_batch=drop an epoch is what of it is used.
+        module.num_samples = plan.num_slots
+        module.total_samples = budget.total_samples(plan.num_slots)
+    facts.fingerprints |= _order_fingerprint(plan, data)
+    return ShardDataModule(
+        shards,
+        plan,
+        rows,
+        global_batch_size=data.global_batch_size,
+        batch_size_per_rank=data.per_rank(settings.world_size),
+        validate_every_samples=budget.validate_every(module.num_samples),
+        total_samples=module.total_samples,
+        checksum=data.checksum,
+        on_bad_sample=data.on_bad_sample,
+        num_workers=data.num_workers,
+        stream=StreamSource(shards, data.stream) if data.reader == "webdataset" else None,
+    )
 
 
 def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -343,6 +374,20 @@ def _is_complete(
     checkpoint = torch.load(newest, map_location="cpu", weights_only=True, mmap=True)
     seen = checkpoint["position"]["samples_seen"]
     return bool(seen >= module.total_samples) or patience.is_exhausted(checkpoint["best"], seen)
+
+
+def _device_use(module: PretrainModule, shards: ShardSet, settings: TrainerSettings) -> DeviceUse:
+    network = module.model
+    flops = 0
+    if isinstance(network, Net1D):
+        # Forward, and twice that backward.
+        flops = 3 * forward_flops(network.config, shards.manifest.num_samples)
+    return DeviceUse(
+        flops,
+        settings.peak_tflops or known_peak_tflops(settings.on_gpu, str(settings.precision)),
+        settings.world_size,
+        settings.on_gpu,
+    )
 
 
 def _announce(

@@ -36,6 +36,8 @@ class TrainerSettings:
         num_threads: Threads of each rank on a CPU; None leaves torch's choice.
         deterministic: Only deterministic kernels (what bit-exact resume needs on a GPU).
         ddp_timeout_s: Seconds a rank waits for the others before it gives up.
+        peak_tflops: Highest rate of one device in this precision; metrics.csv then has the share
+            that is used.
     """
 
     accelerator: str = "auto"
@@ -45,6 +47,7 @@ class TrainerSettings:
     num_threads: int | None = None
     deterministic: bool = False
     ddp_timeout_s: float = 1800.0
+    peak_tflops: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "precision", str(self.precision))
@@ -57,6 +60,8 @@ class TrainerSettings:
                 f"trainer.accelerator={self.accelerator!r} is unknown. Valid: "
                 f"{', '.join(ACCELERATORS)}."
             )
+        if self.peak_tflops is not None and self.peak_tflops <= 0:
+            raise UserError(f"trainer.peak_tflops={self.peak_tflops} must be above 0, or null.")
         if self.devices < 1 or self.num_nodes < 1:
             raise UserError("trainer.devices and trainer.num_nodes must be at least 1.")
         if self.on_gpu and not torch.cuda.is_available():

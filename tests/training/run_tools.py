@@ -24,7 +24,7 @@ from ecgfounder_train.models.checkpoint import newest_whole
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TIMEOUT_S = 180.0
-TIME_COLUMNS = ("ecg_per_s", "data_wait_share")
+TIME_COLUMNS = ("ecg_per_s", "data_wait_share", "flop_utilisation", "gpu_memory_gb")
 
 EVERYTHING_ON = (
     "+model.group_width=8",
