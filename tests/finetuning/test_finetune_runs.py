@@ -15,6 +15,7 @@ import pytest
 import run_tools
 import torch
 from omegaconf import OmegaConf
+from polars.testing import assert_frame_equal
 from run_tools import assert_same_run, last_checkpoint, rows
 from tuning_tools import Place, Tune, arguments_of, composed
 
