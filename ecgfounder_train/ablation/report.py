@@ -334,7 +334,7 @@ def _add_table(
         Column("Variant"),
         Column("Seeds", "d"),
         Column("Parameters", ",.0f"),
-        Column("GFLOP per ECG", ".3f", "forward pass"),
+        Column("GFLOP / ECG", ".3f", "forward pass"),
         Column("TFLOP", ",.1f", "of training: three forward passes per ECG seen"),
         Column("ECGs seen", ",.0f"),
         Column("Macro AUROC", ".4f"),

@@ -85,7 +85,7 @@ def size_figure(
             axes.set(xlabel=panel)
             light_grid(axes)
         row[0].set_ylabel(y_label)
-        _legend(row[0], law is not None)
+        _legend(row[0])
         return figure
 
 
@@ -96,10 +96,11 @@ def _compact(value: float, _: object) -> str:
     return f"{value:g}"
 
 
-def _legend(axes: Axes, with_law: bool) -> None:
+def _legend(axes: Axes) -> None:
     axes.plot([], [], marker="o", color=PALETTE[0], label="mean over seeds, 95 % interval")
     axes.plot([], [], linestyle="", marker="_", markersize=9, color=PALETTE[1], label="one run")
-    axes.legend(loc="lower right", fontsize=7)
+    # Above the panel: within it the intervals need the room.
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=7, borderaxespad=0.2)
 
 
 def rate_figure(
