@@ -10,7 +10,13 @@ and only `training`, `loader.datamodule` and `finetuning` import lightning.
 For people who only use weights: ``ecgfounder_train.load_model(path).predict(records)``.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# Before polars and Arrow are loaded: what they free goes back to the system at once, not after a
+# while. Of a catalog of ten million records that is a gigabyte of the peak.
+os.environ.setdefault("_RJEM_MALLOC_CONF", "dirty_decay_ms:0,muzzy_decay_ms:0")
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 if TYPE_CHECKING:
     from ecgfounder_train.inference import load_model as load_model

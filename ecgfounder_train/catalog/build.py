@@ -134,6 +134,7 @@ def build_catalog(
         table["patient_id"], source_table.merges, secret, source_name, exclusions
     )
     table = table.drop("patient_id").hstack(patients)
+    del patients
     assignment = split.assign(
         table.select(
             pl.col("own_hash").alias("patient_hash"),
@@ -388,8 +389,9 @@ def _sorted(
         if name == "source":
             columns[name] = pl.Series([source_name], dtype=kind).new_from_index(0, height)
         elif name in packed:
-            rows = packed.pop(name)
-            columns[name] = _binary(name, rows if order is None else rows[order.to_numpy()])
+            cells = _binary(name, packed.pop(name))
+            columns[name] = cells if order is None else cells.gather(order)
+            del cells
         else:
             column = table.drop_in_place(name)
             columns[name] = (column if order is None else column.gather(order)).cast(kind)
