@@ -115,7 +115,7 @@ def quantile(level: float, degrees: ArrayLike) -> Float:
     return reach
 
 
-def logit_interval(value: Float, standard_error: Float, reach: ArrayLike) -> tuple[Float, Float]:
+def logit_interval(value: Float, standard_error: Float, reach: Float) -> tuple[Float, Float]:
     """Return the interval of values in (0, 1), symmetric on the logit scale; NaN where it has none.
 
     Near 1 the plain interval leaves the range and undercovers; on the logit scale it cannot.
