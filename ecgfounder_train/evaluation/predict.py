@@ -13,6 +13,7 @@ from ecgfounder_train.evaluation.predictions import Predictions
 from ecgfounder_train.evaluation.trained import TrainedModel
 from ecgfounder_train.loader import EvaluationBatches, SampleReader
 from ecgfounder_train.loader.batches import RankShape
+from ecgfounder_train.models import Net1D
 from ecgfounder_train.records import ProfiledRecord
 from ecgfounder_train.shards import SEXES, SPLITS, ShardSet
 
@@ -25,6 +26,7 @@ def predict_split(
     batch_size: int,
     run_name: str = "",
     crops: int = 1,
+    features: npt.NDArray[np.float32] | None = None,
 ) -> Predictions:
     """Return the predictions of every window of a split, with its truth.
 
@@ -36,6 +38,8 @@ def predict_split(
         batch_size: Windows per forward pass.
         run_name: Stands in the prediction file.
         crops: Pieces each window is cut into; their logits are averaged.
+        features: What this network's head takes, where that is known already: of shape (rows of the
+            index, crops, C). Only the head is computed then.
 
     Raises:
         UserError: The shards have other labels or another signal profile than the model, the
@@ -55,7 +59,12 @@ def predict_split(
     with ProgressMeter(f"evaluating {split}", len(rows), "ECG") as meter:
         for batch in batches:
             present = batch["present"].numpy()
-            logits.append(_forward(trained, batch, device, crops)[present])
+            found = (
+                _forward(trained, batch, device, crops)
+                if features is None
+                else _head(trained, features[batch["rows"].numpy()], device)
+            )
+            logits.append(found[present])
             targets.append(batch["targets"].numpy()[present])
             observed.append(batch["observed"].numpy()[present])
             meter.update(meter.done + int(present.sum()))
@@ -162,6 +171,16 @@ def collate_windows(windows: Sequence[dict[str, npt.NDArray[Any]]]) -> dict[str,
     # The transform wants labels; of a stranger's record none is known.
     nothing = torch.zeros(len(windows), 0)
     return batch | {"targets": nothing, "observed": nothing}
+
+
+@torch.inference_mode()
+def _head(
+    trained: TrainedModel, features: npt.NDArray[np.float32], device: torch.device
+) -> npt.NDArray[np.float32]:
+    assert isinstance(trained.model, Net1D)
+    output = trained.model.dense(torch.from_numpy(features).to(device)).float().mean(1)
+    logits: npt.NDArray[np.float32] = output.cpu().numpy()
+    return logits
 
 
 @torch.inference_mode()

@@ -55,6 +55,7 @@ class Reporting:
         calibration, threshold: As of `configs/evaluate.yaml`.
         controls: Fine-tuned runs of the same task to compare with.
         words: Sentences on how the network came to be.
+        features: Of a frozen network, per row of the index and crop: only its head is computed.
     """
 
     device: torch.device
@@ -64,6 +65,7 @@ class Reporting:
     threshold: str
     controls: tuple[RunDirectory, ...] = ()
     words: tuple[str, ...] = ()
+    features: npt.NDArray[np.float32] | None = None
 
 
 def read_result(run: RunDirectory) -> dict[str, Any] | None:
@@ -121,7 +123,9 @@ def _predict(
     trained: TrainedModel, shards: TaskShards, split: str, run: RunDirectory, how: Reporting
 ) -> Predictions:
     """Return one row per record."""
-    windows = predict_split(trained, shards, split, how.device, how.batch_size, run.name, how.crops)
+    windows = predict_split(
+        trained, shards, split, how.device, how.batch_size, run.name, how.crops, how.features
+    )
     return pool_windows(windows, "mean")
 
 

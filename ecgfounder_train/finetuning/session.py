@@ -76,6 +76,7 @@ class Finetuning:
         self.device = choose_device("cuda" if self.trainer.on_gpu else "cpu")
         if self.trainer.num_threads:
             torch.set_num_threads(self.trainer.num_threads)
+        self._frozen_features: npt.NDArray[np.float32] | None = None
 
     def train(self) -> int:
         """Fit or train, or go on where the run stopped; return the exit code."""
@@ -190,6 +191,8 @@ class Finetuning:
             self.config["cache"],
             fingerprint([self.start.identity, self.start.model, self._fresh_seed()]),
         )
+        if self.mode == "linear_probe":
+            self._frozen_features = features  # the report need not run the network again
         found = fit_head(features, self.shards, self.answers, self.task.is_regression)
         if is_rank_zero():
             chosen = ", ".join(f"{value:g}" for value in sorted(set(found.penalties.tolist())))
@@ -364,6 +367,7 @@ class Finetuning:
                 for name in self.config["controls"] or ()
             ),
             tuple(words),
+            self._frozen_features,
         )
         return report(self.run, self.shards, how)
 
