@@ -34,6 +34,7 @@ import polars as pl
 
 from ecgfounder_train.core.cells import CellSplitter, Statements
 from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.memory import return_freed_memory
 from ecgfounder_train.records.sources.heedb_old import DIAGNOSES, find_release_2, read_release_2
 from ecgfounder_train.records.sources.heedb_published import DICTIONARY_CODES, PUBLISHED
 from ecgfounder_train.records.sources.heedb_tables import (
@@ -101,6 +102,7 @@ class HeedbSource:
         Raises:
             UserError: No site below the root, no label table, or a column missing.
         """
+        return_freed_memory()
         check_choice("label_source", self.label_source, LABEL_SOURCES)
         splitter = CellSplitter()
         texts: dict[str, str] = {}
