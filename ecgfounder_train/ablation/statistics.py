@@ -18,6 +18,7 @@ from scipy import stats
 from ecgfounder_train.metrics import Clusters
 from ecgfounder_train.metrics.arrays import masked_columns
 from ecgfounder_train.metrics.comparison import holm
+from ecgfounder_train.metrics.estimates import degrees_of_freedom, pooled_degrees
 from ecgfounder_train.metrics.intervals import area_influence, dot, rank_label
 from ecgfounder_train.metrics.kernels import in_threads
 
@@ -31,11 +32,15 @@ class Macro:
 
     Shape:
         influence: (num_clusters,); its squared length is the variance by patient.
+
+    Attributes:
+        degrees: Of freedom of that variance; few where positives are few.
     """
 
     value: float
     influence: Float
     num_labels: int
+    degrees: float = math.inf
 
 
 def macro_aurocs(
@@ -58,6 +63,7 @@ def macro_aurocs(
     rows = in_threads(lambda column: rank_label(column, clusters), columns, None)
     values: dict[str, list[float]] = {name: [] for name in selections}
     influences = {name: np.zeros(clusters.num_clusters) for name in selections}
+    variances: dict[str, list[tuple[float, float]]] = {name: [] for name in selections}
     for index, row in enumerate(rows):
         if row.undefined or row.few:
             continue
@@ -69,11 +75,14 @@ def macro_aurocs(
             if chosen[index]:
                 values[name].append(row.auroc)
                 influences[name] += scale * influence
+                free = degrees_of_freedom(row.positive_patients, row.negative_patients)
+                variances[name].append((variance, float(free)))
     return {
         name: Macro(
             float(np.mean(areas)) if areas else math.nan,
             influences[name] / max(len(areas), 1),
             len(areas),
+            _pooled(variances[name]),
         )
         for name, areas in values.items()
     }
@@ -98,6 +107,7 @@ class Variant:
         patient_error: Standard error by patient alone.
         estimate: Mean over the seeds, interval for other patients and, where known, other seeds.
         seed_spread: Standard deviation over the seeds; NaN for a single one.
+        patient_degrees: Degrees of freedom of `patient_error`.
     """
 
     name: str
@@ -106,6 +116,7 @@ class Variant:
     patient_error: float
     estimate: Estimate
     seed_spread: float
+    patient_degrees: float
 
 
 @dataclass(frozen=True)
@@ -162,11 +173,20 @@ def compare_variants(runs: Mapping[str, Sequence[Macro]]) -> Compared:
         influence = np.mean([run.influence for run in group], axis=0)
         variance = dot(influence, influence)
         spread = float(values.std(ddof=1)) if len(values) > 1 else math.nan
-        half = _half_width(variance, _over(seed_error, 1 / len(group)), degrees)
+        free = min(run.degrees for run in group)
+        half = _half_width(variance, _over(seed_error, 1 / len(group)), free, degrees)
         mean = float(values.mean())
         estimate = Estimate(mean, *_on_logit_scale(mean, half))
         variants.append(
-            Variant(name, tuple(values.tolist()), influence, math.sqrt(variance), estimate, spread)
+            Variant(
+                name,
+                tuple(values.tolist()),
+                influence,
+                math.sqrt(variance),
+                estimate,
+                spread,
+                free,
+            )
         )
     best = max(variants, key=lambda item: item.estimate.value)
     others = [item for item in variants if item is not best]
@@ -176,8 +196,10 @@ def compare_variants(runs: Mapping[str, Sequence[Macro]]) -> Compared:
         share = 1 / len(item.values) + 1 / len(best.values)
         patients, seeds = dot(change, change), _over(seed_error, share)
         value = item.estimate.value - best.estimate.value
-        half = _half_width(patients, seeds, degrees)
-        error, free = math.sqrt(patients + seeds), _degrees(patients, seeds, degrees)
+        by_patient = min(item.patient_degrees, best.patient_degrees)
+        half = _half_width(patients, seeds, by_patient, degrees)
+        error = math.sqrt(patients + seeds)
+        free = _degrees(patients, seeds, by_patient, degrees)
         p_value = float(2 * stats.t.sf(abs(value) / error, free)) if error > 0 else math.nan
         found.append((item.name, Estimate(value, value - half, value + half), p_value))
     adjusted = holm([p_value for _, _, p_value in found]).tolist()
@@ -201,20 +223,23 @@ def _over(seed_error: float, share: float) -> float:
     return 0.0 if math.isnan(seed_error) else seed_error**2 * share
 
 
-def _degrees(patients: float, seeds: float, degrees: int) -> float:
-    """Return Satterthwaite's degrees of freedom; those of the patients count as infinite."""
-    if seeds == 0 or degrees == 0:
-        return math.inf
-    return (patients + seeds) ** 2 / (seeds**2 / degrees)
+def _pooled(pairs: Sequence[tuple[float, float]]) -> float:
+    known = np.array([pair for pair in pairs if pair[0] > 0])
+    return float(pooled_degrees(known[:, 0], known[:, 1])[0]) if len(known) else math.inf
 
 
-def _half_width(patients: float, seeds: float, degrees: int) -> float:
-    error = math.sqrt(patients + seeds)
-    free = _degrees(patients, seeds, degrees)
+def _degrees(patients: float, seeds: float, by_patient: float, by_seed: int) -> float:
+    """Return Satterthwaite's degrees of freedom of the sum of both variances."""
+    parts = patients**2 / by_patient + (seeds**2 / by_seed if seeds else 0.0)
+    return (patients + seeds) ** 2 / parts if parts > 0 else math.inf
+
+
+def _half_width(patients: float, seeds: float, by_patient: float, by_seed: int) -> float:
+    free = _degrees(patients, seeds, by_patient, by_seed)
     quantile = stats.norm.ppf(0.5 + LEVEL / 2)
     if math.isfinite(free):
         quantile = stats.t.ppf(0.5 + LEVEL / 2, free)
-    return float(quantile) * error
+    return float(quantile) * math.sqrt(patients + seeds)
 
 
 def _on_logit_scale(value: float, half: float) -> tuple[float, float]:
