@@ -233,7 +233,7 @@ def test_vanished_shard_stops_training_with_its_name(
 def test_diverged_run_stops_with_its_last_good_checkpoint(pretrain: Pretrain) -> None:
     run = pretrain("budget.max_epochs=1")
     good = run_tools.last_checkpoint(run)
-    with pytest.raises(UserError, match=r"NaN or infinite.*Lower optimizer\.lr"):
+    with pytest.raises(UserError, match=r"NaN, infinite.*Lower optimizer\.lr"):
         pretrain("budget.max_epochs=3", "optimizer.lr=1e30", "log_every_steps=50")
     run_tools.assert_identical(run_tools.last_checkpoint(run), good, "checkpoint")
     pretrain("budget.max_epochs=3")
@@ -254,15 +254,15 @@ def test_infinite_statistics_stop_the_run(
 ) -> None:
     from ecgfounder_train.loader.reader import SampleArrays, SampleReader
 
-    read = SampleReader.read
+    read_into = SampleReader.read_into
 
-    def with_infinity(reader: SampleReader, row_numbers: Any) -> SampleArrays:
-        samples = read(reader, row_numbers)
+    def with_infinity(reader: SampleReader, *arguments: Any) -> SampleArrays:
+        samples = read_into(reader, *arguments)
         samples.stats[0, 0, 0] = np.inf
         return samples
 
-    monkeypatch.setattr(SampleReader, "read", with_infinity)
-    with pytest.raises(UserError, match="NaN or infinite"):
+    monkeypatch.setattr(SampleReader, "read_into", with_infinity)
+    with pytest.raises(UserError, match="NaN, infinite"):
         pretrain("budget.max_epochs=1")
 
 
@@ -409,7 +409,15 @@ def test_wandb_offline_learns_no_host_path_or_command(
     if named:
         plain = b"".join(path.read_bytes() for path in tmp_path.rglob("*.wandb"))
         assert host.encode() in plain
-    process = run_tools.command(arguments, named, cwd=tmp_path, env=environment)
+    command = [*named, sys.executable, str(run_tools.SCRIPTS / "pretrain.py"), *arguments]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+    )
     output, _ = process.communicate(timeout=run_tools.TIMEOUT_S)
     assert process.returncode == 0, output
     assert "switched off" not in output, output
