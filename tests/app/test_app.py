@@ -22,6 +22,7 @@ REQUIRED = {
     "evaluate": ["run=NAME"],
     "predict": ["checkpoint=PATH", "input=GLOB"],
     "finetune": ["checkpoint=PATH", "run=NAME"],
+    "doctor": ["shards=DIR"],
     "simulate": ["out=DIR"],
 }
 
