@@ -1,5 +1,6 @@
 """A rank that dies ends the job, and its reason is the last thing that is said."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.shards import ShardSet
-from ecgfounder_train.training.failures import FailureNote, is_broken_link, note_of, told_to_all
+from ecgfounder_train.training.failures import FailureNote, is_broken_link, told_to_all
 
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
 
@@ -55,7 +56,7 @@ def test_killed_rank_ends_the_job_and_is_named(
         assert "Another rank vanished without a word" in told[-1]
         summary = output.split("Root Cause (first observed failure)")[-1]
         assert re.search(r"rank\s*: 1 .*\n\s*exitcode\s*: -9", summary)
-    assert "rank" in str(note_of(run.path))
+    assert "rank" in json.loads(run.failure_file.read_text())
     assert '"failed"' in run.state_file.read_text()
 
 
@@ -92,9 +93,10 @@ def test_first_reason_stays_and_the_next_start_forgets_it(tmp_path: Path) -> Non
     with pytest.raises(RuntimeError), told_to_all(run, 1):
         raise RuntimeError("first")
     FailureNote(run).leave(0, "second")
-    assert note_of(run.path) == "rank 0: RuntimeError: first"
+    note = json.loads(run.failure_file.read_text())
+    assert (note["rank"], note["reason"]) == (0, "RuntimeError: first")
     with told_to_all(run, 1):
-        assert note_of(run.path) is None
+        assert not run.failure_file.exists()
 
 
 def test_rank_that_lost_its_connection_repeats_the_reason(
