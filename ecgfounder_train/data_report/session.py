@@ -20,8 +20,8 @@ from ecgfounder_train.data_report.page import ReportPage
 from ecgfounder_train.data_report.strips import remove_strips, strips_page
 from ecgfounder_train.records.sources import SourceTable
 from ecgfounder_train.shards import RecordPlace, ShardSet
+from ecgfounder_train.shards.manifest import REPORT_NAME
 
-REPORT_NAME = "data_report.html"
 STRIPS_NAME = "data_strips.local.html"
 NOTE_NAME = "data_report.json"
 REJECTS_NAME = "rejects.csv"

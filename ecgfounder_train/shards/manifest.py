@@ -13,6 +13,8 @@ from ecgfounder_train.core.fingerprints import fingerprint
 from ecgfounder_train.shards.index import SPLITS
 
 MANIFEST_NAME = "manifest.json"
+REPORT_NAME = "data_report.html"
+"""The page `prepare` ends with; it lies beside the shards and is no part of them."""
 FORMAT_VERSION = 1
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 FINGERPRINTS = ("vocabulary", "signal_profile", "signal_build", "split", "secret")

@@ -22,7 +22,7 @@ from ecgfounder_train.records.profiles import SignalProfile
 from ecgfounder_train.shards.build import private_folder
 from ecgfounder_train.shards.index import INDEX_NAME, SPLITS, index_row, open_index
 from ecgfounder_train.shards.ledger import REJECTS_NAME
-from ecgfounder_train.shards.manifest import MANIFEST_NAME, Manifest, read_manifest
+from ecgfounder_train.shards.manifest import MANIFEST_NAME, REPORT_NAME, Manifest, read_manifest
 from ecgfounder_train.shards.sample import TAR_END, BadTarError, SampleLayout
 
 _FINDINGS_PER_SHARD = 5
@@ -142,7 +142,7 @@ def _check_manifest(manifest: Manifest, report: VerifyReport) -> None:
 
 
 def _check_folder(folder: Path, manifest: Manifest, report: VerifyReport) -> None:
-    due = {MANIFEST_NAME, INDEX_NAME, *(entry.name for entry in manifest.shards)}
+    due = {MANIFEST_NAME, INDEX_NAME, REPORT_NAME, *(entry.name for entry in manifest.shards)}
     for path in sorted(folder.iterdir()):
         if PARTIAL_MARK in path.name:
             report.add(path.name, "left by a writer that was killed; prepare sweeps it away")
