@@ -17,14 +17,13 @@ from ecgfounder_train.figures.curves import (
 from ecgfounder_train.figures.style import (
     FAINT,
     INK,
+    MARKERS,
     MUTED,
     PALETTE,
     house_style,
     light_grid,
     new_figure,
 )
-
-_MARKERS = ("o", "D", "s", "^", "v", "P")
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def forest_figure(
                 column.value,
                 place,
                 linestyle="",
-                marker=_MARKERS[index % len(_MARKERS)],
+                marker=MARKERS[index % len(MARKERS)],
                 markersize=4.2,
                 color=colour,
                 label=column.name,

@@ -12,14 +12,13 @@ from ecgfounder_train.figures.curves import short_name
 from ecgfounder_train.figures.style import (
     FAINT,
     INK,
+    MARKERS,
     MUTED,
     PALETTE,
     house_style,
     light_grid,
     new_figure,
 )
-
-_MARKERS = ("o", "D", "s", "^", "v", "P")
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def published_figure(points: Sequence[PrevalencePoint]) -> Figure:
                         [100 * point.published for point in chosen],
                         [100 * point.found for point in chosen],
                         s=34,
-                        marker=_MARKERS[number % len(_MARKERS)],
+                        marker=MARKERS[number % len(MARKERS)],
                         facecolor="none" if faint else colour,
                         edgecolor=colour,
                         label=series + (" (sample)" if faint else ""),

@@ -19,6 +19,9 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4
 """Told apart with every common colour blindness (Okabe and Ito 2008), the yellow left out: it does
 not show on white."""
 
+MARKERS = ("o", "D", "s", "^", "v", "P")
+"""Of series in one figure, in the order of `PALETTE`."""
+
 DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = (
     "-",
     (0, (5, 2)),
