@@ -18,7 +18,6 @@ superclass from the five-superclass task (Strodthoff et al. 2020, doi:10.1109/JB
 unobserved labels have the same effect, and records without any observed label are not written.
 """
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ecgfounder_train.core.csv_files import read_csv
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.fingerprints import fingerprint
 from ecgfounder_train.labels.kernels import gather_bits
@@ -488,16 +488,7 @@ _COLUMNS = ("label", "codes", "alternatives", "parents", "group", "observed_when
 
 
 def _read(path: Path) -> tuple[tuple[Label, ...], dict[str, tuple[str, ...]]]:
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as handle:
-            reader = csv.DictReader(handle, restval="")
-            columns = tuple(reader.fieldnames or ())
-            rows = [
-                {key: (value or "").strip() for key, value in row.items() if isinstance(key, str)}
-                for row in reader
-            ]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is not a CSV file in UTF-8: {error}.") from error
+    columns, rows = read_csv(path, "vocabulary")
     if "label" not in columns:
         raise UserError(
             f"{path} has no column 'label' (found: {', '.join(columns) or 'nothing'}). "

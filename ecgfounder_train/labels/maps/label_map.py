@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ecgfounder_train.core.csv_files import read_csv
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.fingerprints import fingerprint
 from ecgfounder_train.labels.maps.wording import qualifies, read_wording, stops_reading
@@ -306,18 +307,7 @@ class LabelMap:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as handle:
-            reader = csv.DictReader(handle, restval="")
-            columns = tuple(reader.fieldnames or ())
-            rows = [
-                {key: (value or "").strip() for key, value in row.items() if isinstance(key, str)}
-                for row in reader
-            ]
-    except FileNotFoundError:
-        raise UserError(f"There is no label map {path}.") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is not a CSV file in UTF-8: {error}.") from error
+    columns, rows = read_csv(path, "label map")
     for column in ("label", "ours"):
         if column not in columns:
             raise UserError(
