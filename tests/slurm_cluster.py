@@ -3,18 +3,23 @@
 `slurmctld`, `munged` and one `slurmd` per "node" run as ordinary processes without systemd and
 cgroups, from the Debian packages slurmctld, slurmd, slurm-client and munge. They need root (slurmd
 starts tasks as their owner). Nothing of a SLURM that the machine may have is touched.
+
+With `cables=True` every node lives in a network namespace of its own, and a virtual cable joins it
+to a switch (a bridge): what is pulled out then is what a network card would see.
 """
 
 import fcntl
 import os
+import random
 import shutil
 import signal
 import socket
+import string
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +39,34 @@ def why_not() -> str | None:
     return None
 
 
+def why_no_cables() -> str | None:
+    """Return why nodes cannot have networks of their own here, None if they can."""
+    if reason := why_not():
+        return reason
+    if shutil.which("ip") is None or shutil.which("nsenter") is None:
+        return "no ip or nsenter: apt-get install iproute2 util-linux"
+    try:
+        with _network(1):
+            return None
+    except subprocess.CalledProcessError as error:
+        return f"no network namespaces here: {error.stderr.strip()}"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A switch with one cable to every node: `NAMEs`, `NAMEv1`, ... in this namespace."""
+
+    name: str
+    subnet: str
+
+    @property
+    def switch_address(self) -> str:
+        return f"{self.subnet}.254"
+
+    def address(self, number: int) -> str:
+        return f"{self.subnet}.{number}"
+
+
 @dataclass
 class LocalSlurm:
     """A running cluster. `env` is what `sbatch` and friends need to find it."""
@@ -41,7 +74,15 @@ class LocalSlurm:
     folder: Path
     num_nodes: int
     env: Mapping[str, str]
+    network: Network | None = None
     _slurmds: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def nodes(self) -> list[str]:
+        """Names of the nodes. With cables they are unlike those of any other cluster here, whose
+        nodes have other addresses."""
+        prefix = self.network.name if self.network else "n"
+        return [f"{prefix}{number}" for number in range(1, self.num_nodes + 1)]
 
     def run(self, *command: str, check: bool = True) -> str:
         """Return what a SLURM command prints."""
@@ -69,9 +110,45 @@ class LocalSlurm:
         """Start the slurmd of a node, and take it up again if it was down."""
         pid_file = self.folder / f"slurmd.{node}.pid"
         pid_file.unlink(missing_ok=True)
-        self.run("slurmd", "-N", node)
+        inside = []
+        if self.network:
+            inside = ["nsenter", f"--net=/run/netns/{self._namespace(node)}"]
+        self.run(*inside, "slurmd", "-N", node)
         _wait_for(lambda: pid_file.is_file() and pid_file.read_text().strip(), f"slurmd of {node}")
         self._slurmds[node] = int(pid_file.read_text())
+
+    def cut_cable(self, node: str) -> None:
+        """Pull the cable of a node: it runs on, and nobody hears of it."""
+        _ip("link", "set", self._cable(node), "down")
+
+    def mend_cable(self, node: str) -> None:
+        """Put the cable of a node back."""
+        _ip("link", "set", self._cable(node), "up")
+
+    def cut_between(self, one: str, other: str) -> None:
+        """Lose whatever two nodes send each other; SLURM still reaches both.
+
+        As when the network of the computation fails, and that of the administration does not.
+        """
+        self._routes("add", one, other)
+
+    def mend_between(self, one: str, other: str) -> None:
+        """Let two nodes hear each other again."""
+        self._routes("del", one, other)
+
+    def _routes(self, verb: str, one: str, other: str) -> None:
+        assert self.network
+        for node, peer in ((one, other), (other, one)):
+            address = self.network.address(self.nodes.index(peer) + 1)
+            _ip("-n", self._namespace(node), "route", verb, "blackhole", address)
+
+    def _cable(self, node: str) -> str:
+        assert self.network
+        return f"{self.network.name}v{self.nodes.index(node) + 1}"
+
+    def _namespace(self, node: str) -> str:
+        assert self.network
+        return _namespace(self.network, self.nodes.index(node) + 1)
 
     def wait_for_nodes(self, timeout_s: float = 60) -> None:
         """Wait until all nodes are idle, whatever was done to them before."""
@@ -88,8 +165,9 @@ class LocalSlurm:
 
     def reset(self) -> None:
         """Cancel all jobs and bring back all nodes: a clean cluster for the next test."""
-        for number in range(1, self.num_nodes + 1):
-            node = f"n{number}"
+        for node in self.nodes:
+            if self.network:
+                self.mend_cable(node)
             if node not in self._slurmds:
                 # Down first: what was completing on a dead node would else stay in the queue.
                 self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
@@ -119,6 +197,7 @@ def start_slurm(
     gpus: int = 0,
     preemption: bool = False,
     grace_s: int = 10,
+    cables: bool = False,
 ) -> Iterator[LocalSlurm]:
     """Yield a running SLURM; several may run at once, each with ports of its own.
 
@@ -129,18 +208,26 @@ def start_slurm(
         gpus: Stand-in devices per node, for --gres and CUDA_VISIBLE_DEVICES.
         preemption: A second partition `urgent` preempts `main` (requeue, after `grace_s`).
         grace_s: Between SIGTERM and SIGKILL of a preempted job.
+        cables: Every node has a network of its own, joined by cables that can be cut; tasks need
+            GLOO_SOCKET_IFNAME=eth0.
     """
     folder = Path(tempfile.mkdtemp(prefix="ecg-slurm-"))
     folder.chmod(0o755)
     # SLURM_* of a job that these tests run in would confuse sbatch.
     env = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
     env["SLURM_CONF"] = str(folder / "slurm.conf")
-    cluster = LocalSlurm(folder, num_nodes, env)
+    stack = ExitStack()
+    network = stack.enter_context(_network(num_nodes)) if cables else None
+    cluster = LocalSlurm(folder, num_nodes, env, network)
     try:
-        _write_configuration(folder, num_nodes, cpus, memory_mb, gpus, preemption, grace_s)
+        _write_configuration(cluster, cpus, memory_mb, gpus, preemption, grace_s)
         # MASTER_ADDR and sbatch look nodes up by name.
         _edit_hosts(
-            folder, [f"127.0.0.1 n{number} # {folder.name}\n" for number in range(1, num_nodes + 1)]
+            folder,
+            [
+                f"{_address(cluster, number)} {node} # {folder.name}\n"
+                for number, node in enumerate(cluster.nodes, 1)
+            ],
         )
         key = folder / "munge.key"
         key.write_bytes(os.urandom(1024))
@@ -155,14 +242,57 @@ def start_slurm(
             f"--seed-file={folder / 'munge.seed'}",
         )
         cluster.run("slurmctld")
-        for number in range(1, num_nodes + 1):
-            cluster.start_node(f"n{number}")
+        for node in cluster.nodes:
+            cluster.start_node(node)
         cluster.wait_for_nodes()
         yield cluster
     finally:
         _stop(cluster)
         _edit_hosts(folder, [])
         shutil.rmtree(folder, ignore_errors=True)
+        stack.close()
+
+
+@contextmanager
+def _network(num_nodes: int) -> Iterator[Network]:
+    """Lay the cables, and take everything away again."""
+    used = _ip("-4", "-o", "addr")
+    free = [f"10.{a}.{b}" for a in (77, 78) for b in range(256) if f" 10.{a}.{b}." not in used]
+    # Names of interfaces have at most fifteen characters.
+    name = "ecg" + "".join(random.SystemRandom().choices(string.ascii_lowercase, k=5))
+    network = Network(name, random.SystemRandom().choice(free))
+    switch, numbers = f"{name}s", range(1, num_nodes + 1)
+    try:
+        _ip("link", "add", switch, "type", "bridge")
+        _ip("addr", "add", f"{network.switch_address}/24", "dev", switch)
+        _ip("link", "set", switch, "up")
+        for number in numbers:
+            cable, inside = f"{name}v{number}", _namespace(network, number)
+            _ip("netns", "add", inside)
+            _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", inside)
+            _ip("link", "set", cable, "master", switch, "up")
+            _ip("-n", inside, "addr", "add", f"{network.address(number)}/24", "dev", "eth0")
+            _ip("-n", inside, "link", "set", "eth0", "up")
+            _ip("-n", inside, "link", "set", "lo", "up")
+        yield network
+    finally:
+        for number in numbers:
+            _ip("netns", "del", _namespace(network, number), check=False)
+            _ip("link", "del", f"{name}v{number}", check=False)
+        _ip("link", "del", switch, check=False)
+
+
+def _namespace(network: Network, number: int) -> str:
+    return f"{network.name}-{number}"
+
+
+def _ip(*arguments: str, check: bool = True) -> str:
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=check)
+    return done.stdout
+
+
+def _address(cluster: LocalSlurm, number: int) -> str:
+    return cluster.network.address(number) if cluster.network else "127.0.0.1"
 
 
 def _edit_hosts(folder: Path, lines: list[str]) -> None:
@@ -176,21 +306,17 @@ def _edit_hosts(folder: Path, lines: list[str]) -> None:
 
 
 def _write_configuration(
-    folder: Path,
-    num_nodes: int,
-    cpus: int,
-    memory_mb: int,
-    gpus: int,
-    preemption: bool,
-    grace_s: int,
+    cluster: LocalSlurm, cpus: int, memory_mb: int, gpus: int, preemption: bool, grace_s: int
 ) -> None:
+    folder, num_nodes = cluster.folder, cluster.num_nodes
+    switch = cluster.network.switch_address if cluster.network else "127.0.0.1"
     host = socket.gethostname().split(".")[0]
     ports = _free_ports(num_nodes + 1)
     for name in ("state", "log", "spool"):
         (folder / name).mkdir()
     lines = [
         "ClusterName=ecgtest",
-        f"SlurmctldHost={host}(127.0.0.1)",
+        f"SlurmctldHost={host}({switch})",
         f"SlurmctldPort={ports[0]}",
         f"SlurmdPort={ports[1]}",
         "SlurmUser=root",
@@ -225,12 +351,12 @@ def _write_configuration(
         lines.append("GresTypes=gpu")
         gres = f" Gres=gpu:{gpus}"
         (folder / "gres.conf").write_text(
-            f"NodeName=n[1-{num_nodes}] Name=gpu File=/dev/tty[1-{gpus}]\n"
+            f"NodeName={','.join(cluster.nodes)} Name=gpu File=/dev/tty[1-{gpus}]\n"
         )
     lines += [
-        f"NodeName=n{number} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[number]} "
-        f"CPUs={cpus} RealMemory={memory_mb}{gres} State=UNKNOWN"
-        for number in range(1, num_nodes + 1)
+        f"NodeName={node} NodeHostname={host} NodeAddr={_address(cluster, number)} "
+        f"Port={ports[number]} CPUs={cpus} RealMemory={memory_mb}{gres} State=UNKNOWN"
+        for number, node in enumerate(cluster.nodes, 1)
     ]
     main = "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP"
     if preemption:

@@ -9,10 +9,13 @@ outputs/runs/NAME/
     evaluation/SPLIT/ predictions.parquet, labels.csv, report.html
 """
 
+import errno
 import fcntl
 import json
 import os
 import re
+import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +27,8 @@ from ecgfounder_train.core.files import atomic_file
 
 COMMAND_MARK = "# "
 """Begins the first line of config.yaml, the command that wrote it."""
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""What a file system answers that was mounted without locks, as some Lustre are."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -106,22 +111,51 @@ class RunDirectory:
             json.dump(state, handle, indent=2)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, wait_s: float = 0.0) -> Iterator[None]:
         """Hold the run for this job; the lock goes with the process, however it ends.
+
+        Args:
+            wait_s: Longest time to wait for another process to end.
 
         Raises:
             UserError: Another process trains in this folder.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        deadline = time.monotonic() + wait_s
+        told = False
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"Run {self.name!r} is being trained by another process. Wait for it, stop it, "
-                    "or choose another run=NAME."
-                ) from error
+            while not _flock(descriptor):
+                if time.monotonic() >= deadline:
+                    raise UserError(
+                        f"Run {self.name!r} is being trained by another process. Wait for it, stop "
+                        "it, or choose another run=NAME."
+                    )
+                if not told:
+                    told = True
+                    print(
+                        f"Run {self.name} is still held by an earlier start of it; waiting up to "
+                        f"{wait_s:.0f} s for its end.",
+                        flush=True,
+                    )
+                time.sleep(1)
             yield
         finally:
             os.close(descriptor)
+
+
+def _flock(descriptor: int) -> bool:
+    """Lock an open file unless another process has; tell whether this one may go on."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        warnings.warn(
+            "the file system of the run directory has no locks: see to it that no other job "
+            "trains in it",
+            stacklevel=2,
+        )
+    return True

@@ -1,5 +1,6 @@
 """Run or resume one pretraining run: the config in, an exit code out."""
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -31,7 +32,7 @@ from ecgfounder_train.records import SignalProfile
 from ecgfounder_train.shards import ShardSet
 from ecgfounder_train.training.device_use import DeviceUse, known_peak_tflops
 from ecgfounder_train.training.ema import WeightAverage
-from ecgfounder_train.training.failures import told_to_all
+from ecgfounder_train.training.failures import GIVE_UP_S, told_to_all
 from ecgfounder_train.training.faults import FaultSettings
 from ecgfounder_train.training.keeper import (
     CheckpointSettings,
@@ -133,6 +134,11 @@ def fit(
     data = DataSettings.from_config(config["data"])
     checkpointing = CheckpointSettings.from_config(config["checkpoint"])
     per_rank = data.per_rank(settings.world_size)
+    if module.transform.augmentation.mixup and per_rank % 2:
+        raise UserError(
+            f"augmentation.mixup mixes pairs, but each rank holds {per_rank} samples. Choose an "
+            "even data.batch_size_per_rank (and data.global_batch_size), or augmentation.mixup=0."
+        )
     logger_kind(config["logger"])
     module.faults = FaultSettings.from_config(config.get("faults", {}))
     datamodule = create_datamodule(config, shards, module, facts, settings)
@@ -141,7 +147,7 @@ def fit(
     )
     with ExitStack() as stack:
         if is_rank_zero():
-            stack.enter_context(run.locked())
+            stack.enter_context(run.locked(_wait_for_former_s(settings)))
             _check_resume(run, str(config["resume"]), facts)
             with atomic_file(run.config_file, "w") as handle:
                 if Path(sys.argv[0]).stem in ("pretrain", "finetune"):
@@ -193,6 +199,17 @@ def fit(
         if keeper.stopped_early:
             stay_if_preempted(stop)
     return code
+
+
+def _wait_for_former_s(settings: TrainerSettings) -> float:
+    """Return how long this start waits for an earlier one of the same job to end.
+
+    SLURM requeues a job whose node it no longer hears. If only the cable is cut, rank 0 goes on
+    there until it gives up waiting for the others, and must not write into a run that has moved on.
+    """
+    if int(os.environ.get("SLURM_RESTART_COUNT", "0")) == 0:
+        return 0.0
+    return settings.ddp_timeout_s + 2 * GIVE_UP_S
 
 
 def create_datamodule(
@@ -253,6 +270,7 @@ def create_module(
         data.lead_choice,
         Augmentation.from_config(config["augmentation"]),
         config["seed"],
+        profile.fs,
     )
     # Stored with the run as solved: consumers know nothing of families.
     model_config = resolve_model(config["model"], transform.num_leads, len(manifest.labels))
@@ -381,7 +399,8 @@ def _device_use(module: PretrainModule, shards: ShardSet, settings: TrainerSetti
     flops = 0
     if isinstance(network, Net1D):
         # Forward, and twice that backward.
-        flops = 3 * forward_flops(network.config, shards.manifest.num_samples)
+        seen = module.transform.training_samples(shards.manifest.num_samples)
+        flops = 3 * forward_flops(network.config, seen)
     return DeviceUse(
         flops,
         settings.peak_tflops or known_peak_tflops(settings.on_gpu, str(settings.precision)),

@@ -35,7 +35,9 @@ class TrainerSettings:
             it, else 32 (a CPU without it emulates it slowly).
         num_threads: Threads of each rank on a CPU; None leaves torch's choice.
         deterministic: Only deterministic kernels (what bit-exact resume needs on a GPU).
-        ddp_timeout_s: Seconds a rank waits for the others before it gives up.
+        ddp_timeout_s: Seconds a rank waits for the others before it gives up: the longest that one
+            of them may be busy alone (a checkpoint on a slow disk, kernels being compiled). What
+            bounds a job whose cable is cut. Default: that of NCCL.
         peak_tflops: Highest rate of one device in this precision; metrics.csv then has the share
             that is used.
     """
@@ -46,7 +48,7 @@ class TrainerSettings:
     precision: str | int = "32"
     num_threads: int | None = None
     deterministic: bool = False
-    ddp_timeout_s: float = 1800.0
+    ddp_timeout_s: float = 600.0
     peak_tflops: float | None = None
 
     def __post_init__(self) -> None:

@@ -1,12 +1,14 @@
 """Files that are whole or absent, keys, settings, run directories, progress."""
 
 import errno
+import fcntl
 import multiprocessing
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -196,9 +198,20 @@ def test_lock_of_a_run_goes_with_its_process(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     with pytest.raises(UserError, match="being trained by another process"), run.locked():
         pass
-    holder.kill()
-    holder.join()
-    with run.locked():
+    # A start that is allowed to wait takes over once the former one has ended.
+    threading.Timer(1.5, holder.kill).start()
+    with run.locked(wait_s=60):
+        holder.join()
+
+
+def test_run_without_locks_of_the_file_system_is_trained_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", absent)
+    with pytest.warns(UserWarning, match="no locks"), RunDirectory(tmp_path / "run").locked():
         pass
 
 
