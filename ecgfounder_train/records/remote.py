@@ -68,10 +68,6 @@ def _header(url: str, options: Options | None) -> RecordHeader:
         content = open_bytes(f"{url}.hea", options, limit=MAX_HEADER_BYTES + 1)
     except (FileNotFoundError, IsADirectoryError):
         raise RejectedRecordError(RejectReason.MISSING_HEADER, "file is absent") from None
-    except OSError as error:
-        if "range" not in str(error):
-            raise
-        content = b""  # S3 refuses any range of an empty object
     return parse_header(decode_header(content))
 
 

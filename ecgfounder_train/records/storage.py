@@ -5,13 +5,16 @@ A local path never touches fsspec: ten million records are opened through the pl
 ``{"requester_pays": true}``, for another endpoint ``{"endpoint_url": "http://..."}``.
 """
 
+import errno
 import fnmatch
 import json
 import os
 import posixpath
 import re
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,9 @@ _NEEDED = {
     "abfs": "adlfs",
     "az": "adlfs",
 }
+
+_BLOCK_BYTES = 1 << 18
+"""A record of an HDF5 file is about as large: larger blocks would be fetched in vain."""
 
 Options = Mapping[str, Any]
 
@@ -48,15 +54,66 @@ def open_bytes(
 
     Raises:
         FileNotFoundError: It is absent.
-        OSError: It cannot be read (permission, connection, a folder).
+        OSError: It cannot be read (permission, connection, a folder, a pipe).
         UserError: The protocol is unknown, or its package is not installed.
     """
     if not is_remote(path_or_url):
-        with open(path_or_url, "rb") as handle:
+        with open(path_or_url, "rb", opener=_open_regular) as handle:
             return handle.read(-1 if limit is None else limit)
     system, path = file_system(str(path_or_url), storage_options)
-    content: bytes = system.cat_file(path, start=None if limit is None else 0, end=limit)
-    return content
+    try:
+        content: bytes = system.cat_file(path, start=None if limit is None else 0, end=limit)
+        return content
+    except OSError as error:
+        if limit is None or "range" not in str(error):
+            raise
+        return b""  # S3 refuses any range of an empty object
+
+
+def open_remote(url: str, storage_options: Options | None = None) -> Any:
+    """Return a binary file to read and seek in, of which blocks are fetched as they are needed.
+
+    Raises:
+        OSError: It is absent or cannot be read.
+        UserError: The protocol is unknown, or its package is not installed.
+    """
+    system, path = file_system(url, storage_options)
+    return system.open(path, "rb", block_size=_BLOCK_BYTES, cache_type="blockcache")
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Open a file, but no pipe or device: those would hang or flood the reader."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "not a regular file")
+
+
+@contextmanager
+def reading(url: Path | str) -> Iterator[None]:
+    """Turn whatever keeps a storage from answering into a UserError that names the URL.
+
+    Raises:
+        UserError: No connection, no credentials, no permission, no such bucket.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        # Client libraries raise errors of their own (botocore's are no OSError).
+        if not is_remote(url) and not isinstance(error, OSError | ValueError):
+            raise
+        words = getattr(error, "strerror", None) or str(error)
+        remedy = (
+            "Check the URL and source.storage_options (credentials, requester_pays, endpoint_url)."
+            if is_remote(url)
+            else "Check the path and its permissions."
+        )
+        raise UserError(
+            f"{url} cannot be read ({type(error).__name__}: {words}). {remedy}"
+        ) from error
 
 
 def list_files(
@@ -84,12 +141,37 @@ def list_files(
         return
     if not Path(root).is_dir():
         raise FileNotFoundError(f"{root} is no folder")
-    for folder, folders, files in os.walk(root):
+    for folder, folders, files in os.walk(root, onerror=_raise):
         folders.sort()
         prefix = os.path.relpath(folder, root).replace(os.sep, "/")
         for name in sorted(files):
             if name.endswith(chosen):
                 yield name if prefix == "." else f"{prefix}/{name}"
+
+
+def _raise(error: OSError) -> None:
+    # By itself `os.walk` passes over a folder that may not be listed, with all its records.
+    raise OSError(error.errno, f"{error.strerror} ({error.filename})")
+
+
+def local_copy(root: Path | str, name: str, storage_options: Options | None = None) -> Path:
+    """Return the path of one file below `root`, copied to this machine if the root is a URL.
+
+    An absolute path is taken as it is.
+
+    Raises:
+        UserError: The storage does not answer. A file that is absent is not: the path then leads
+            to none.
+    """
+    if not is_remote(root) or Path(name).is_absolute():
+        return Path(root) / name
+    target = _temporary_folder(join(root, name)) / posixpath.basename(name)
+    with reading(join(root, name)):
+        try:
+            target.write_bytes(open_bytes(join(root, name), storage_options))
+        except FileNotFoundError:
+            return target
+    return target
 
 
 def fetch_tables(url: str, patterns: Sequence[str], storage_options: Options | None = None) -> Path:
@@ -100,35 +182,24 @@ def fetch_tables(url: str, patterns: Sequence[str], storage_options: Options | N
     made as well, empty, so that a layout can be recognised.
 
     Args:
-        patterns: Relative paths with `*` for one component, or `**/NAME` for a whole tree.
+        patterns: Relative paths with `*` for one component.
 
     Raises:
-        UserError: The URL cannot be listed, or none of the files is there.
+        UserError: The URL cannot be listed.
     """
     system, top = file_system(url, storage_options)
     folder = _temporary_folder(url)
     found: set[str] = set()
-    try:
+    with reading(url):
         for entry in system.ls(top, detail=True):
             if entry["type"] == "directory":
                 (folder / posixpath.basename(entry["name"].rstrip("/"))).mkdir(exist_ok=True)
         for pattern in patterns:
-            if pattern.startswith("**/"):
-                names = list_files(url, (), storage_options)
-                found.update(
-                    n for n in names if fnmatch.fnmatch(posixpath.basename(n), pattern[3:])
-                )
-            else:
-                found.update(_matches(system, top.rstrip("/"), pattern.split("/"), ""))
+            found.update(_matches(system, top.rstrip("/"), pattern.split("/"), ""))
         for name in sorted(found):
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             system.get_file(f"{top.rstrip('/')}/{name}", str(target))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{url} cannot be read ({type(error).__name__}: {error}). Check the URL and "
-            "source.storage_options (credentials, requester_pays, endpoint_url)."
-        ) from error
     return folder
 
 

@@ -12,6 +12,7 @@ from ecgfounder_train.records.storage import (
     is_remote,
     join,
     list_files,
+    local_copy,
     open_bytes,
 )
 
@@ -65,8 +66,9 @@ def test_tables_of_a_remote_archive_are_copied_and_signals_are_not(root: Path | 
     copied = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     assert [str(path.relative_to(folder)) for path in copied] == ["ECG/I0001/metadata/metadata.csv"]
     assert copied[0].read_bytes() == FILES["ECG/I0001/metadata/metadata.csv"]
-    headers = fetch_tables(str(root), ["**/*.hea"])
-    assert len(list(headers.rglob("*.hea"))) == 3
+    copy = local_copy(root, "top.hea")
+    assert copy.read_bytes() == b"x"
+    assert not local_copy(root, "absent.csv").exists()
 
 
 def test_unknown_protocols_and_places_are_users_mistakes() -> None:

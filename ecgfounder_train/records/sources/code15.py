@@ -5,10 +5,10 @@ at 400 Hz, of which a recording of 7 s fills 2,800. The zeros around it are not 
 out. Order of the leads and unit are found as for CODE-test, or given.
 """
 
+import json
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
-from typing import Any, ClassVar
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ecgfounder_train.core.errors import RejectedRecordError, RejectReason, UserError
 from ecgfounder_train.records.record import EcgRecord
-from ecgfounder_train.records.sources.code_test import FINDINGS, FS, CodeTestSource
+from ecgfounder_train.records.sources.code_test import FINDINGS, FS, CodeTestSource, open_hdf5
 from ecgfounder_train.records.sources.table import (
     STAND_IN_PATIENT,
     SourceTable,
@@ -24,17 +24,16 @@ from ecgfounder_train.records.sources.table import (
     clean_id,
     clean_number,
     collect,
-    complete,
     find_column,
     scan_strings,
 )
+from ecgfounder_train.records.storage import is_remote, join, list_files, reading
 
 
 @dataclass(frozen=True)
 class Code15Source(CodeTestSource):
     """The folder as Zenodo unpacks it: `exams.csv` beside `exams_part0.hdf5` and so on."""
 
-    REMOTE_FILES: ClassVar = ()
     annotations: str = "exams.csv"
 
     def read(self) -> SourceTable:
@@ -43,9 +42,7 @@ class Code15Source(CodeTestSource):
         Raises:
             UserError: The table or a column is missing, or none of the HDF5 files is there.
         """
-        path = self.root / self.annotations
-        if not path.is_file():
-            raise UserError(f"{path} does not exist. source.root must be the unpacked CODE-15 %.")
+        path = self._table(self.annotations)
         frame, columns = scan_strings(path)
         truth = clean(find_column(columns, ["is_male"], path)).str.to_lowercase()
         said = pl.concat_list(
@@ -74,8 +71,7 @@ class Code15Source(CodeTestSource):
             ),
             path,
         )
-        present = {item.name for item in self.root.glob("*.hdf5")}
-        absent = ~pl.col("file").is_in(sorted(present))
+        absent = ~pl.col("file").is_in(self._files)
         missing = table.filter(absent | pl.col("file").is_null()).height
         if missing == table.height:
             raise UserError(f"None of the HDF5 files that {path} names is in {self.root}.")
@@ -95,29 +91,40 @@ class Code15Source(CodeTestSource):
             .otherwise("patient_id")
             .alias("patient_id"),
         )
-        return SourceTable(complete(records), self.root, None, counts, read_ecg=self.read_ecg)
+        return self._source_table(records, counts)
+
+    @cached_property
+    def _files(self) -> list[str]:
+        with reading(self.root):
+            return sorted(list_files(self.root, (".hdf5",), self.storage_options))
 
     def _first_tracings(self, number: int) -> NDArray[np.float64]:
-        first = next(iter(sorted(self.root.glob("*.hdf5"))), None)
-        if first is None:
+        if not self._files:
             raise UserError(f"{self.root} holds no HDF5 file.")
-        return np.asarray(_open(first)[0][:number], np.float64)
+        return np.asarray(self._open(self._files[0])[0][:number], np.float64)
+
+    def _open(self, file: str) -> tuple[Any, dict[int, int]]:
+        return _open(join(self.root, file), json.dumps(dict(self.storage_options)))
 
     def read_ecg(self, record_path: str) -> EcgRecord:
         """Return one exam without the zeros that fill it up to 4,096 samples.
 
         Raises:
             RejectedRecordError: Its file or row is absent or damaged, or it is all zeros.
+            UserError: It lies behind a URL that does not answer.
+            OSError: The same, after the file was opened. Nothing is known about the exam then.
         """
         file, _, exam = record_path.rpartition("/")
         try:
-            tracings, rows = _open(self.root / file)
+            tracings, rows = self._open(file)
             tracing = np.asarray(tracings[rows[int(exam)]], np.float32).T
         except KeyError:
             raise RejectedRecordError(
                 RejectReason.MISSING_SIGNAL_FILE, "the exam is not in its file"
             ) from None
         except (UserError, OSError, ValueError) as error:
+            if is_remote(self.root):
+                raise
             raise RejectedRecordError(
                 RejectReason.UNREADABLE_SIGNAL, f"HDF5: {type(error).__name__}"
             ) from None
@@ -125,16 +132,14 @@ class Code15Source(CodeTestSource):
 
 
 @lru_cache(maxsize=32)
-def _open(path: Path) -> tuple[Any, dict[int, int]]:
+def _open(path_or_url: str, storage_options: str) -> tuple[Any, dict[int, int]]:
     """Return the tracings of a file, not read yet, and the row of each exam."""
-    import h5py
-
+    content = open_hdf5(path_or_url, json.loads(storage_options))
     try:
-        content = h5py.File(path, "r")
         rows = {int(exam): row for row, exam in enumerate(content["exam_id"][:].ravel())}
         return content["tracings"], rows
     except (OSError, KeyError) as error:
-        raise UserError(f"{path} is missing or holds no 'tracings' and 'exam_id'.") from error
+        raise UserError(f"{path_or_url} holds no 'tracings' and 'exam_id'.") from error
 
 
 SOURCE = Code15Source

@@ -4,8 +4,8 @@
 WFDB: the source reads its own recordings (`read_ecg`).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import permutations
 from pathlib import Path
@@ -26,6 +26,14 @@ from ecgfounder_train.records.sources.table import (
     find_column,
     scan_strings,
 )
+from ecgfounder_train.records.storage import (
+    Options,
+    is_remote,
+    join,
+    local_copy,
+    open_remote,
+    reading,
+)
 
 FINDINGS = ("1dAVb", "RBBB", "LBBB", "SB", "AF", "ST")
 FS = 400.0
@@ -45,12 +53,14 @@ _CLEARLY = 0.5
 class CodeTestSource:
     """The folder as Zenodo unpacks it: `ecg_tracings.hdf5`, `attributes.csv`, `annotations/`."""
 
-    root: Path
+    root: Path | str
     annotations: str = "annotations/gold_standard.csv"
     leads: Sequence[str] | None = None
     """Names of the 12 columns; None: the recordings tell."""
     unit_mv: float | None = None
     """Size of a stored unit in mV; None: the recordings tell."""
+    storage_options: Mapping[str, Any] = field(default_factory=dict)
+    """What fsspec needs to open a root that is a URL."""
 
     def read(self) -> SourceTable:
         """Return one row per tracing; `record_path` is its number in the HDF5 file.
@@ -58,13 +68,7 @@ class CodeTestSource:
         Raises:
             UserError: A file or column is missing, or the files have different lengths.
         """
-        path = self.root / self.annotations
-        attributes = self.root / "attributes.csv"
-        for needed in (path, attributes):
-            if not needed.is_file():
-                raise UserError(
-                    f"{needed} does not exist. source.root must be the unpacked CODE-test."
-                )
+        path, attributes = (self._table(name) for name in (self.annotations, "attributes.csv"))
         frame, columns = scan_strings(path)
         findings = [find_column(columns, [name], path) for name in FINDINGS]
         table = collect(
@@ -101,23 +105,39 @@ class CodeTestSource:
             pl.lit(FS).alias("fs"),
         )
         counts = {"rows": table.height}
+        return self._source_table(records.lazy(), counts)
+
+    def _table(self, name: str) -> Path:
+        path = local_copy(self.root, name, self.storage_options)
+        if not path.is_file():
+            raise UserError(
+                f"{join(self.root, name)} does not exist. source.root must be the folder or URL "
+                "that holds it, as Zenodo unpacks it."
+            )
+        return path
+
+    def _source_table(self, records: pl.LazyFrame, counts: Mapping[str, int]) -> SourceTable:
         return SourceTable(
-            complete(records.lazy()), self.root, None, counts, read_ecg=self.read_ecg
+            complete(records),
+            self.root,
+            None,
+            counts,
+            storage_options=self.storage_options,
+            read_ecg=self.read_ecg,
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Workers open the file themselves; an open one cannot be sent to them.
-        return type(self), (self.root, self.annotations, self.leads, self.unit_mv)
+        settings = (self.root, self.annotations, self.leads, self.unit_mv, self.storage_options)
+        return type(self), settings
 
     @cached_property
     def _tracings(self) -> Any:
-        import h5py
-
-        path = self.root / "ecg_tracings.hdf5"
+        path = join(self.root, "ecg_tracings.hdf5")
         try:
-            return h5py.File(path, "r")["tracings"]
-        except (OSError, KeyError) as error:
-            raise UserError(f"{path} is missing or holds no data set 'tracings'.") from error
+            return open_hdf5(path, self.storage_options)["tracings"]
+        except KeyError as error:
+            raise UserError(f"{path} holds no data set 'tracings'.") from error
 
     @cached_property
     def _some_tracings(self) -> NDArray[np.float64]:
@@ -193,6 +213,20 @@ class CodeTestSource:
             raise RejectedRecordError(RejectReason.ALL_ZERO, "nothing but zeros")
         signal = tracing[:, filled[0] : filled[-1] + 1] * np.float32(self._millivolt)
         return EcgRecord(signal, self._lead_names, FS, None, ())
+
+
+def open_hdf5(path_or_url: str, storage_options: Options | None = None) -> Any:
+    """Return an HDF5 file, of which only what is asked for will be read.
+
+    Raises:
+        UserError: It is absent or no HDF5 file, or its storage does not answer.
+    """
+    import h5py
+
+    with reading(path_or_url):
+        if is_remote(path_or_url):
+            return h5py.File(open_remote(path_or_url, storage_options), "r")
+        return h5py.File(path_or_url, "r")
 
 
 SOURCE = CodeTestSource

@@ -121,22 +121,23 @@ def open_source(config: Mapping[str, Any]) -> Source:
             )
     options = dict(settings.pop("storage_options", None) or {})
     root = settings["root"]
-    if is_remote(root):
-        if settings.get("scan_headers"):
-            raise UserError(
-                "source.scan_headers=true lists millions of files; it needs a local root."
-            )
-        patterns = getattr(source, "REMOTE_FILES", ())
-        if not patterns:
-            raise UserError(
-                f"source.root={root}: the source {name} reads from a local folder only. Copy the "
-                "archive, or mount it."
-            )
-        settings["root"] = fetch_tables(root, patterns, options)
-        return _RemoteSource(source(**settings), root, options)
-    settings["root"] = existing_folder(root, "source.root")
-    opened: Source = source(**settings)
-    return opened
+    opened: Source
+    if not is_remote(root):
+        opened = source(**{**settings, "root": existing_folder(root, "source.root")})
+        return opened
+    if "storage_options" in valid:  # it reads from URLs itself
+        opened = source(**settings, storage_options=options)
+        return opened
+    if settings.get("scan_headers"):
+        raise UserError("source.scan_headers=true lists millions of files; it needs a local root.")
+    patterns = getattr(source, "REMOTE_FILES", ())
+    if not patterns:
+        raise UserError(
+            f"source.root={root}: the source {name} reads from a local folder only. Copy the "
+            "archive, or mount it."
+        )
+    settings["root"] = fetch_tables(root, patterns, options)
+    return _RemoteSource(source(**settings), root, options)
 
 
 @dataclass(frozen=True)

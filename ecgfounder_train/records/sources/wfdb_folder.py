@@ -4,12 +4,13 @@ Every header (`.hea`) below the root is one record. Statements, age and sex come
 where one is named, else from the header's comments as PhysioNet's challenges write them
 (`#Dx: 426783006`, `#Age: 81`, `#Sex: Female`). A record without statements in either is
 unobserved, never negative.
+
+The root may be a URL: headers are then fetched several at a time, signals stay where they are.
 """
 
-import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import polars as pl
 
 from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.records.remote import fetched
 from ecgfounder_train.records.sources.table import (
     RECORD_COLUMNS,
     STAND_IN_PATIENT,
@@ -31,17 +33,27 @@ from ecgfounder_train.records.sources.table import (
     scan_strings,
     stem_of,
 )
+from ecgfounder_train.records.storage import (
+    is_remote,
+    join,
+    list_files,
+    local_copy,
+    open_bytes,
+    reading,
+)
 
 _COMMENT = re.compile(r"#\s*<?(dx|diagnosis|diagnoses|age|sex)>?\s*:\s*(.*)", re.IGNORECASE)
 _HEADER_BYTES = 65_536
 """No header with more comments than that is known; a wrong file named `.hea` may be any size."""
+_NUM_FETCHES = 64
+"""Headers fetched at once from a URL: one takes the storage's latency, whatever its size."""
 
 
 @dataclass(frozen=True)
 class WfdbFolderSource:
     """A folder of WFDB records; the columns of its table are named in the settings."""
 
-    root: Path
+    root: Path | str
     table: str | None = None
     """A CSV file; a relative path starts at the root."""
     table_header: bool = True
@@ -62,6 +74,8 @@ class WfdbFolderSource:
     site_from_folder: bool = False
     """The first folder below the root is the site."""
     require_labels: bool = True
+    storage_options: Mapping[str, Any] = field(default_factory=dict)
+    """What fsspec needs to open a root that is a URL."""
 
     def read(self) -> SourceTable:
         """Return one row per header below the root.
@@ -72,7 +86,11 @@ class WfdbFolderSource:
         counts: Counter[str] = Counter()
         paths = self._walk(counts)
         records = pl.DataFrame(
-            [self._from_header(path, counts) for path in paths], schema=_HEADER_SCHEMA
+            [
+                self._from_header(path, text, counts)
+                for path, text in zip(paths, self._headers(paths), strict=True)
+            ],
+            schema=_HEADER_SCHEMA,
         )
         if self.table is not None:
             records = _merge(records, self._from_table(paths, counts))
@@ -91,21 +109,24 @@ class WfdbFolderSource:
         records = records.with_columns(
             pl.when(unknown_patient).then(stand_in).otherwise("patient_id").alias("patient_id")
         )
-        return SourceTable(complete(records.lazy()), self.root, None, dict(counts))
+        return SourceTable(
+            complete(records.lazy()),
+            self.root,
+            None,
+            dict(counts),
+            storage_options=self.storage_options,
+        )
 
     def _walk(self, counts: Counter[str]) -> list[str]:
         headers: list[str] = []
         signals: list[str] = []
-        for folder, folders, files in os.walk(self.root):
-            folders.sort()
-            relative = Path(folder).relative_to(self.root).as_posix()
-            prefix = "" if relative == "." else relative + "/"
-            for name in files:
-                path = PurePosixPath(name)
-                if path.suffix == ".hea":
-                    headers.append(prefix + path.stem)
-                elif path.suffix in (".dat", ".mat"):
-                    signals.append(prefix + path.stem)
+        with reading(self.root):
+            for name in list_files(self.root, (".hea", ".dat", ".mat"), self.storage_options):
+                # A name that is no UTF-8 cannot stand in a table: its record is found, and rejected
+                # as not there.
+                stem = name[:-4].encode("utf-8", "replace").decode()
+                if stem.rpartition("/")[2]:
+                    (headers if name.endswith(".hea") else signals).append(stem)
         if not headers:
             raise UserError(
                 f"No WFDB record below {self.root}: looked for *.hea in it and all its folders. "
@@ -115,15 +136,36 @@ class WfdbFolderSource:
         counts["signal_files_without_header"] = len(set(signals) - set(headers))
         return sorted(headers)
 
-    def _from_header(self, record_path: str, counts: Counter[str]) -> dict[str, Any]:
+    def _headers(self, paths: list[str]) -> Iterator[str | None]:
+        """Yield the text of each record's header, None where it cannot be opened."""
+
+        def read(record_path: str) -> str | None:
+            url = join(self.root, f"{record_path}.hea")
+            try:
+                return open_bytes(url, self.storage_options, limit=_HEADER_BYTES).decode(
+                    "utf-8", errors="replace"
+                )
+            except OSError:
+                if is_remote(self.root):
+                    raise  # nothing is known about the record then
+                return None
+
+        if not is_remote(self.root):
+            yield from map(read, paths)
+            return
+        with reading(self.root):
+            for result in fetched(paths, read, _NUM_FETCHES):
+                yield result()
+
+    def _from_header(
+        self, record_path: str, text: str | None, counts: Counter[str]
+    ) -> dict[str, Any]:
         row: dict[str, Any] = dict.fromkeys(_HEADER_SCHEMA)
         row["record_path"] = row["record_id"] = record_path
         folders = PurePosixPath(record_path).parts[:-1]
-        row["site"] = folders[0] if self.site_from_folder and folders else self.root.name
-        try:
-            with open(self.root / f"{record_path}.hea", "rb") as handle:
-                text = handle.read(_HEADER_BYTES).decode("utf-8", errors="replace")
-        except OSError:
+        by_folder = self.site_from_folder and folders
+        row["site"] = folders[0] if by_folder else PurePosixPath(self.root).name
+        if text is None:
             counts["headers_that_cannot_be_opened"] += 1
             return row
         lines = text.splitlines()
@@ -143,11 +185,12 @@ class WfdbFolderSource:
         return row
 
     def _from_table(self, paths: list[str], counts: Counter[str]) -> pl.DataFrame:
-        path = self.root / str(self.table)
+        path = local_copy(self.root, str(self.table), self.storage_options)
         if not path.is_file():
             raise UserError(
-                f"No labels table: {path} does not exist. source.table is a CSV file relative to "
-                "source.root; leave it out to use the headers' comments alone."
+                f"No labels table: {join(self.root, str(self.table))} does not exist. source.table "
+                "is a CSV file relative to source.root; leave it out to use the headers' comments "
+                "alone."
             )
         frame, columns = scan_strings(path, self.table_header, self.table_separator)
         record_column = find_column(columns, [self.record_column or columns[0]], path)
