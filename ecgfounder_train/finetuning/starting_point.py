@@ -120,6 +120,7 @@ class StartingPoint:
             self.lead_choice,
             augmentation or Augmentation(),
             seed,
+            self.profile.fs,
         )
 
     def network(self, num_labels: int, seed: int, **changes: Any) -> Net1D:

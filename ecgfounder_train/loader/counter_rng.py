@@ -24,6 +24,17 @@ def mix64(value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         return value ^ (value >> np.uint64(31))
 
 
+def row_keys(
+    seed: int, epoch: int, slots: npt.NDArray[np.int64], stream: str
+) -> npt.NDArray[np.int32]:
+    """Return 32 random bits per slot, from which a device makes as many numbers as it needs.
+
+    Shape: (len(slots),).
+    """
+    mixed = mix64(mix64(slots.astype(np.uint64)) ^ _key(seed, epoch, stream))
+    return (mixed >> np.uint64(32)).astype(np.uint32).view(np.int32)
+
+
 def uniforms(
     seed: int, epoch: int, slots: npt.NDArray[np.int64], stream: str, count: int
 ) -> npt.NDArray[np.float32]:
@@ -38,11 +49,15 @@ def uniforms(
         stream: What the numbers are for; streams are independent.
         count: Numbers per slot.
     """
-    digest = hashlib.sha256(f"{seed}:{epoch}:{stream}".encode()).digest()
-    key = np.uint64(int.from_bytes(digest[:8]))
+    key = _key(seed, epoch, stream)
     with np.errstate(over="ignore"):
         first = np.multiply(slots.astype(np.uint64)[:, None], count, dtype=np.uint64)
         counters = first + np.arange(count, dtype=np.uint64)
     return ((mix64(mix64(counters) ^ key) >> np.uint64(40)).astype(np.float64) / 2.0**24).astype(
         np.float32
     )
+
+
+def _key(seed: int, epoch: int, stream: str) -> np.uint64:
+    digest = hashlib.sha256(f"{seed}:{epoch}:{stream}".encode()).digest()
+    return np.uint64(int.from_bytes(digest[:8]))

@@ -1,7 +1,8 @@
-"""What happens to a batch on the device: cast, choose leads, normalise, augment.
+"""What happens to a batch on the device: cast, choose leads, add noise, normalise, augment.
 
 The load-time half of the signal profile plus augmentation. Random choices are drawn per sample by
-`counter_rng`, keyed by (seed, epoch, slot), and only applied on the device.
+`counter_rng`, keyed by (seed, epoch, slot), and only applied on the device: a sample's augmentation
+depends neither on the rank and batch it falls into nor on what was drawn before.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,8 @@ from scipy import special
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.settings import parse_settings
-from ecgfounder_train.loader.counter_rng import uniforms
+from ecgfounder_train.loader.counter_rng import row_keys, uniforms
+from ecgfounder_train.loader.noise import NoiseStrengths, noise_mv
 from ecgfounder_train.records import LoadNormalisation
 
 MICROVOLT_PER_MILLIVOLT = 1000.0
@@ -29,13 +31,25 @@ _FRONTAL = (("aVL", 1), ("aVR", -1), ("II", 1), ("III", -1), ("aVF", 1), ("aVF",
 class Augmentation:
     """Strengths of the augmentations; zero is off. None changes the state dict.
 
+    Noise is in mV, whatever the profile normalises to: it is added before, and the record divided
+    by its own statistics without noise. A record's strength lies evenly between 0 and the key's.
+
     Args:
         circular_shift: Largest rotation in time as a share of the window (1 = anywhere).
         lead_gain: Standard deviation of the logarithm of a gain drawn per lead.
         mixup: Alpha of the Beta distribution of the mixing weight (Zhang et al. 2018,
-            arXiv 1710.09412); the partner is the next sample of the rank's batch.
+            arXiv 1710.09412). Partners are neighbours in the epoch's order (slots 2i and 2i + 1),
+            so ranks must hold even numbers of samples.
         lead_dropout: Probability that a lead is silenced.
         amplitude_gain: Standard deviation of the logarithm of a gain common to all leads.
+        crop: Length of the random piece of each window that is trained on, as a share of the window
+            (0.25: 2.5 s of 10 s). Evaluation sees whole windows, or every piece in turn
+            (`evaluate.py crops=`).
+        white_noise: Largest standard deviation of white noise, mV.
+        baseline_wander: Largest root mean square of slow waves, mV.
+        mains_noise: Largest root mean square of a hum, mV.
+        mains_hz: Its frequency; below half the shards' rate.
+        muscle_noise: Largest standard deviation of a burst of fast noise, mV.
     """
 
     circular_shift: float = 0.0
@@ -43,16 +57,36 @@ class Augmentation:
     amplitude_gain: float = 0.0
     lead_dropout: float = 0.0
     mixup: float = 0.0
+    crop: float = 0.0
+    white_noise: float = 0.0
+    baseline_wander: float = 0.0
+    mains_noise: float = 0.0
+    mains_hz: float = 60.0
+    muscle_noise: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("circular_shift", "lead_dropout"):
+        for name in ("circular_shift", "lead_dropout", "crop"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(
                     f"augmentation.{name}={getattr(self, name)} is not between 0 and 1."
                 )
-        for name in ("lead_gain", "amplitude_gain", "mixup"):
+        strengths = ("lead_gain", "amplitude_gain", "mixup", "white_noise", "baseline_wander")
+        for name in (*strengths, "mains_noise", "muscle_noise"):
             if getattr(self, name) < 0:
                 raise UserError(f"augmentation.{name}={getattr(self, name)} is negative.")
+        if self.mains_hz not in (50.0, 60.0):
+            raise UserError(f"augmentation.mains_hz={self.mains_hz:g} is neither 50 nor 60.")
+
+    @property
+    def noise(self) -> NoiseStrengths:
+        """The noises among them."""
+        return NoiseStrengths(
+            self.white_noise,
+            self.baseline_wander,
+            self.mains_noise,
+            self.muscle_noise,
+            self.mains_hz,
+        )
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Augmentation":
@@ -73,6 +107,7 @@ class BatchTransform:
             wherever one lead is chosen.
         augmentation: Strengths.
         seed: The run's seed.
+        fs: Rate of the stored signal in Hz; only noise needs it.
     """
 
     leads: tuple[str, ...]
@@ -80,8 +115,16 @@ class BatchTransform:
     lead_choice: str = "all"
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 0
+    fs: float | None = None
 
     def __post_init__(self) -> None:
+        if not self.augmentation.noise.are_off:
+            assert self.fs is not None, "noise has frequencies"
+            if self.augmentation.mains_noise and 2 * self.augmentation.mains_hz >= self.fs:
+                raise UserError(
+                    f"augmentation.mains_noise: a hum at {self.augmentation.mains_hz:g} Hz cannot "
+                    f"occur in shards of {self.fs:g} Hz. Set augmentation.mains_noise=0."
+                )
         if self.lead_choice not in LEAD_CHOICES:
             raise UserError(
                 f"lead_choice={self.lead_choice!r} is unknown. Valid: {', '.join(LEAD_CHOICES)}."
@@ -106,28 +149,70 @@ class BatchTransform:
         """Return input, targets and mask on the batch's device.
 
         Shape:
-            input: (B, num_leads, num_samples) float32, normalised; 0 outside the valid part.
+            input: (B, num_leads, num_samples) float32, normalised; 0 outside the valid part. With
+                `augmentation.crop` the training input has `training_samples` of them.
             targets, mask: (B, num_labels) float32.
         """
         signal, stats = batch["ecg"], batch["stats"]
+        start, count = batch["valid_start"], batch["valid_num_samples"]
         sign = None
         if self.lead_choice != "all":
             # Before the cast: eleven of twelve leads need no room as floats.
             signal, stats, sign = self._one_lead(signal, stats, batch, training)
+        if training and self.augmentation.crop:
+            signal, start = self._crop(signal, start, count, batch)
         signal = signal.float() / MICROVOLT_PER_MILLIVOLT
         if sign is not None:
             signal = signal * sign
+        if training and not self.augmentation.noise.are_off:
+            signal = signal + self._noise(signal, batch)
         time = torch.arange(signal.shape[-1], device=signal.device)
-        start = batch["valid_start"][:, None]
-        valid = (time >= start) & (time < start + batch["valid_num_samples"][:, None])
+        valid = (time >= start[:, None]) & (time < (start + count)[:, None])
         signal = normalise_on_device(signal, stats, valid, self.normalisation)
         targets, mask = batch["targets"].float(), batch["observed"].float()
         if training:
             return self._augment(signal, targets, mask, batch)
         return signal, targets, mask
 
+    def training_samples(self, num_samples: int) -> int:
+        """Return how many of a window's `num_samples` the network sees in training."""
+        share = self.augmentation.crop
+        return max(round(share * num_samples), 1) if share else num_samples
+
     def _draw(self, batch: Mapping[str, Any], stream: str, count: int) -> npt.NDArray[np.float32]:
         return uniforms(self.seed, batch["epoch"], batch["slots"], stream, count)
+
+    def _crop(
+        self,
+        signal: torch.Tensor,
+        start: torch.Tensor,
+        count: torch.Tensor,
+        batch: Mapping[str, Any],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a random piece of each window, and where the valid part begins in it.
+
+        The piece lies within the valid part, or holds all of it where that is the shorter one: no
+        recording is ever reduced to its padding.
+        """
+        length, piece = signal.shape[-1], self.training_samples(signal.shape[-1])
+        ends = start + count - piece
+        first = torch.minimum(start, ends).clamp(0, length - piece)
+        last = torch.maximum(start, ends).clamp(0, length - piece)
+        drawn = torch.as_tensor(self._draw(batch, "crop", 1)[:, 0], device=signal.device)
+        begin = torch.minimum(first + (drawn * (last - first + 1)).long(), last)
+        time = begin[:, None] + torch.arange(piece, device=signal.device)
+        cropped = signal.gather(2, time[:, None].expand(-1, signal.shape[1], -1))
+        return cropped, start - begin
+
+    def _noise(self, signal: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
+        assert self.fs is not None
+        return noise_mv(
+            signal,
+            self.augmentation.noise,
+            self.fs,
+            lambda stream, count: self._draw(batch, stream, count),
+            lambda stream: row_keys(self.seed, batch["epoch"], batch["slots"], stream),
+        )
 
     def _one_lead(
         self, signal: torch.Tensor, stats: torch.Tensor, batch: Mapping[str, Any], training: bool
@@ -180,13 +265,29 @@ class BatchTransform:
             weight = on_device(
                 special.betaincinv(strength.mixup, strength.mixup, self._draw(batch, "mixup", 1))
             )
+            partner, is_here = _partners(batch["slots"])
+            other = torch.as_tensor(partner, device=signal.device)
             # A padding row has nothing to give: its neighbour keeps itself.
-            weight = torch.where(batch["present"].roll(1)[:, None], weight, 1.0)
-            signal = torch.lerp(signal.roll(1, 0), signal, weight[:, :, None])
-            targets = torch.lerp(targets.roll(1, 0), targets, weight)
+            gives = batch["present"][other] & torch.as_tensor(is_here, device=signal.device)
+            weight = torch.where(gives[:, None], weight, 1.0)
+            signal = torch.lerp(signal[other], signal, weight[:, :, None])
+            targets = torch.lerp(targets[other], targets, weight)
             # A mixed label is known only where both are; a full weight needs no partner.
-            mask = torch.where(weight < 1, mask * mask.roll(1, 0), mask)
+            mask = torch.where(weight < 1, mask * mask[other], mask)
         return signal, targets, mask
+
+
+def _partners(
+    slots: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Return the row of each row's partner (slots 2i and 2i + 1), and whether it is in the batch.
+
+    Pairs of the epoch's order, not of the batch: however an epoch is divided over ranks and
+    micro-batches of even size, the same samples are mixed.
+    """
+    row = (slots ^ 1) - slots[0]
+    is_here = (row >= 0) & (row < len(slots))
+    return np.where(is_here, row, 0), is_here
 
 
 def _normal(uniform: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -16,11 +16,16 @@ from ecgfounder_train.training.pretrain import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
 
-# Dropout and BatchNorm see a rank's part of a batch, mixup its neighbours there; the rest agrees.
+# Dropout and BatchNorm see a rank's part of a batch; the rest agrees, mixup's pairs included.
 SETTINGS = (
     "data.batch_size_per_rank=4",
     "augmentation.circular_shift=1.0",
     "augmentation.lead_gain=0.2",
+    "augmentation.lead_dropout=0.1",
+    "augmentation.mixup=0.4",
+    "augmentation.white_noise=0.05",
+    "augmentation.baseline_wander=0.1",
+    "augmentation.muscle_noise=0.1",
     "ema.half_life_samples=100",
     "gradient_clip_norm=1.0",
     "log_every_steps=3",
