@@ -1,4 +1,4 @@
-"""Training on a real SLURM: preempted, requeued, cancelled, a node killed, and nothing is lost.
+"""Training on a real SLURM: preempted, cancelled, a node killed, a cable cut; nothing is lost.
 
 One preemption of two ranks by default; with ECG_TEST_TIER=all five of four ranks, and all the rest.
 """
@@ -8,14 +8,14 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import run_tools
 import tiny_set
-from slurm_cluster import LocalSlurm
+from slurm_cluster import LocalSlurm, start_slurm, why_no_cables
 
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.shards import ShardSet
@@ -23,17 +23,17 @@ from ecgfounder_train.shards import ShardSet
 ALL = os.environ.get("ECG_TEST_TIER") == "all"
 TASKS_PER_NODE = 2 if ALL else 1
 PREEMPTIONS = 5 if ALL else 1
-# Long enough to be disturbed so many times; a preemption takes effect a second or two after it was
-# asked for.
 SETTINGS = (
     *(item for item in run_tools.EVERYTHING_ON if not item.startswith("budget.")),
     "data.batch_size_per_rank=2",
     "checkpoint.every_samples=160",
     "budget.validate_every_samples=1500",
-    f"budget.max_epochs={200 if ALL else 60}",
     "trainer=ddp_cpu",
 )
-TIMEOUT_S = 400.0
+# Steps of sixteen of its 63 samples. Long enough to be disturbed so many times: a preemption takes
+# effect a second or two after it was asked for.
+LONG, SHORT = "budget.max_epochs=" + ("100" if ALL else "40"), "budget.max_epochs=30"
+TIMEOUT_S = 1500.0 if ALL else 400.0
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.multiprocess]
 all_tests_only = pytest.mark.skipif(not ALL, reason="ECG_TEST_TIER=all only")
@@ -42,7 +42,9 @@ all_tests_only = pytest.mark.skipif(not ALL, reason="ECG_TEST_TIER=all only")
 class Job:
     """slurm/pretrain.sbatch on two nodes."""
 
-    def __init__(self, slurm: LocalSlurm, shards: ShardSet, runs: Path, **exported: str) -> None:
+    def __init__(
+        self, slurm: LocalSlurm, shards: ShardSet, runs: Path, *more: str, **exported: str
+    ) -> None:
         self.slurm, self.run = slurm, RunDirectory(runs / "run")
         self.log = runs / "job.log"
         variables = {"PYTHON": sys.executable, **exported}
@@ -58,17 +60,26 @@ class Job:
             f"--chdir={tiny_set.REPOSITORY}",
             "--export=ALL," + ",".join(f"{name}={value}" for name, value in variables.items()),
             "slurm/pretrain.sbatch",
-            *tiny_set.tiny_overrides(shards, runs, "run", *SETTINGS),
+            *tiny_set.tiny_overrides(shards, runs, "run", *SETTINGS, *more),
         )
         self.id = printed.strip()
 
     def wait_for_step(self, step: int) -> None:
-        self._wait(lambda: run_tools.latest_step(self.run) >= step, f"step {step}")
+        def reached() -> bool:
+            assert self.slurm.jobs(), f"over before step {step}: {self.log.read_text()}"
+            return run_tools.latest_step(self.run) >= step
+
+        self._wait(reached, f"step {step}")
 
     def wait_until_over(self) -> str:
         """Return the log once no job is left in the queue."""
         self._wait(lambda: not self.slurm.jobs(), "the end")
         return self.log.read_text()
+
+    def nodes(self) -> list[str]:
+        """Names of its nodes, that of rank 0 first."""
+        [(_, _, names)] = self.slurm.jobs("running")
+        return self.slurm.run("scontrol", "show", "hostnames", names).split()
 
     def restarts(self) -> int:
         text = self.slurm.run("scontrol", "show", "job", self.id)
@@ -99,64 +110,93 @@ class Job:
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """The same run on as many ranks, without SLURM and undisturbed."""
+def whole(
+    tiny_shards: ShardSet, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], RunDirectory]:
+    """The same run of some length on as many ranks, without SLURM and undisturbed."""
     runs = tmp_path_factory.mktemp("whole")
-    devices = f"trainer.devices={2 * TASKS_PER_NODE}"
-    arguments = tiny_set.tiny_overrides(tiny_shards, runs, "run", *SETTINGS, devices)
-    process = run_tools.command(arguments)
-    output, _ = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 0, output
-    return RunDirectory(runs / "run")
+
+    def trained(length: str) -> RunDirectory:
+        name = length.split("=")[1]
+        if not (runs / name).exists():
+            devices = f"trainer.devices={2 * TASKS_PER_NODE}"
+            more = (*SETTINGS, length, devices)
+            process = run_tools.command(tiny_set.tiny_overrides(tiny_shards, runs, name, *more))
+            output, _ = process.communicate(timeout=TIMEOUT_S)
+            assert process.returncode == 0, output
+        return RunDirectory(runs / name)
+
+    return trained
+
+
+@pytest.fixture
+def cabled_slurm() -> Iterator[LocalSlurm]:
+    """Three nodes with networks of their own."""
+    if reason := why_no_cables():
+        pytest.skip(reason)
+    with start_slurm(num_nodes=3, cpus=2, cables=True) as cluster:
+        yield cluster
 
 
 def test_preempted_run_equals_the_undisturbed_one(
-    local_slurm: LocalSlurm, tiny_shards: ShardSet, tmp_path: Path, whole: RunDirectory
+    local_slurm: LocalSlurm,
+    tiny_shards: ShardSet,
+    tmp_path: Path,
+    whole: Callable[[str], RunDirectory],
 ) -> None:
-    job = Job(local_slurm, tiny_shards, tmp_path)
+    undisturbed = whole(LONG)
+    job = Job(local_slurm, tiny_shards, tmp_path, LONG)
     for number in range(1, PREEMPTIONS + 1):
         job.wait_for_step(run_tools.latest_step(job.run) + 11)
         urgent = ("sbatch", "-p", "urgent", "-N3", "--exclusive", "-o", "/dev/null")
         local_slurm.run(*urgent, "--wrap", "sleep 1")
         job._wait(lambda number=number: job.restarts() == number, f"requeue {number}")  # type: ignore[misc]
-        assert run_tools.latest_step(job.run) < run_tools.latest_step(whole), "nothing was left"
+        assert run_tools.latest_step(job.run) < run_tools.latest_step(undisturbed), (
+            "nothing was left"
+        )
     log = job.wait_until_over()
     assert log.count("everything up to here is saved") == PREEMPTIONS
     assert log.count("Resuming run run from step-") == PREEMPTIONS
     assert "is complete" in log
-    run_tools.assert_same_run(job.run, whole)
+    run_tools.assert_same_run(job.run, undisturbed)
 
 
 @all_tests_only
 def test_run_on_a_node_that_dies_goes_on_elsewhere(
-    local_slurm: LocalSlurm, tiny_shards: ShardSet, tmp_path: Path, whole: RunDirectory
+    local_slurm: LocalSlurm,
+    tiny_shards: ShardSet,
+    tmp_path: Path,
+    whole: Callable[[str], RunDirectory],
 ) -> None:
-    job = Job(local_slurm, tiny_shards, tmp_path)
+    job = Job(local_slurm, tiny_shards, tmp_path, SHORT)
     job.wait_for_step(20)
     local_slurm.kill_node("n2")
     log = job.wait_until_over()
     if "is complete" not in log:
         # Its ranks may have found out before SLURM did, and have ended the job.
         assert "vanished without a word" in log
-        job = Job(local_slurm, tiny_shards, tmp_path)
+        job = Job(local_slurm, tiny_shards, tmp_path, SHORT)
         log = job.wait_until_over()
     assert "Resuming run run from step-" in log
-    run_tools.assert_same_run(job.run, whole)
+    run_tools.assert_same_run(job.run, whole(SHORT))
 
 
 @all_tests_only
 def test_cancelled_run_is_saved_and_goes_on_when_it_is_submitted_again(
-    local_slurm: LocalSlurm, tiny_shards: ShardSet, tmp_path: Path, whole: RunDirectory
+    local_slurm: LocalSlurm,
+    tiny_shards: ShardSet,
+    tmp_path: Path,
+    whole: Callable[[str], RunDirectory],
 ) -> None:
-    job = Job(local_slurm, tiny_shards, tmp_path)
+    job = Job(local_slurm, tiny_shards, tmp_path, SHORT)
     job.wait_for_step(20)
     local_slurm.run("scancel", job.id)
     log = job.wait_until_over()
     assert log.count("everything up to here is saved") == 1
     assert "is complete" not in log and job.restarts() == 0
-    again = Job(local_slurm, tiny_shards, tmp_path)
+    again = Job(local_slurm, tiny_shards, tmp_path, SHORT)
     assert "is complete" in again.wait_until_over()
-    run_tools.assert_same_run(again.run, whole)
+    run_tools.assert_same_run(again.run, whole(SHORT))
 
 
 @all_tests_only
@@ -165,27 +205,69 @@ def test_run_at_its_time_limit_goes_on_by_itself(
     local_slurm: LocalSlurm,
     tiny_shards: ShardSet,
     tmp_path: Path,
-    whole: RunDirectory,
+    whole: Callable[[str], RunDirectory],
     requeue: str,
 ) -> None:
-    job = Job(local_slurm, tiny_shards, tmp_path, ECG_REQUEUE=requeue)
+    job = Job(local_slurm, tiny_shards, tmp_path, SHORT, ECG_REQUEUE=requeue)
     job.wait_for_step(20)
     # What --signal=USR1@180 does three minutes before the limit.
     local_slurm.run("scancel", "--signal=USR1", job.id)
     log = job.wait_until_over()
     assert log.count("everything up to here is saved") == 1
     assert ("Submitted batch job" in log) == (requeue == "resubmit")
-    run_tools.assert_same_run(job.run, whole)
+    run_tools.assert_same_run(job.run, whole(SHORT))
 
 
 @all_tests_only
 def test_killed_task_ends_the_job_and_the_reason_is_told(
     local_slurm: LocalSlurm, tiny_shards: ShardSet, tmp_path: Path
 ) -> None:
-    job = Job(local_slurm, tiny_shards, tmp_path)
+    job = Job(local_slurm, tiny_shards, tmp_path, SHORT)
     job.wait_for_step(20)
     job.ranks()[-1].send_signal(signal.SIGKILL)
     job._wait(lambda: not job.ranks(), "end of the ranks")
     log = job.wait_until_over()
     assert "Another rank vanished without a word" in log
     assert "is complete" not in log
+
+
+@all_tests_only
+def test_run_whose_first_node_loses_its_cable_goes_on_elsewhere(
+    cabled_slurm: LocalSlurm,
+    tiny_shards: ShardSet,
+    tmp_path: Path,
+    whole: Callable[[str], RunDirectory],
+) -> None:
+    """SLURM requeues on the nodes it still hears, while the former rank 0 hangs in a collective."""
+    more = (SHORT, "trainer.ddp_timeout_s=90")
+    job = Job(cabled_slurm, tiny_shards, tmp_path, *more, GLOO_SOCKET_IFNAME="eth0")
+    job.wait_for_step(20)
+    cut_off, _ = job.nodes()
+    cabled_slurm.cut_cable(cut_off)
+    job._wait(lambda: job.restarts() == 1, "requeue")
+    log = job.wait_until_over()
+    assert log.count("Resuming run run from step-") == 1
+    assert "is complete" in log
+    run_tools.assert_same_run(job.run, whole(SHORT))
+
+
+@all_tests_only
+def test_ranks_that_cannot_hear_each_other_end_the_job_and_say_so(
+    cabled_slurm: LocalSlurm,
+    tiny_shards: ShardSet,
+    tmp_path: Path,
+    whole: Callable[[str], RunDirectory],
+) -> None:
+    """The network between the ranks fails, and that of SLURM does not."""
+    more = (SHORT, "trainer.ddp_timeout_s=30")
+    job = Job(cabled_slurm, tiny_shards, tmp_path, *more, GLOO_SOCKET_IFNAME="eth0")
+    job.wait_for_step(20)
+    nodes = job.nodes()
+    cabled_slurm.cut_between(*nodes)
+    log = job.wait_until_over()
+    assert "vanished without a word" in log and "network" in log
+    assert "is complete" not in log
+    cabled_slurm.mend_between(*nodes)
+    again = Job(cabled_slurm, tiny_shards, tmp_path, *more, GLOO_SOCKET_IFNAME="eth0")
+    assert "Resuming run run from step-" in again.wait_until_over()
+    run_tools.assert_same_run(again.run, whole(SHORT))
