@@ -1,4 +1,11 @@
-"""Losses over independent sigmoid outputs with unobserved labels."""
+"""Losses over independent sigmoid outputs with unobserved labels.
+
+x is a logit, p = sigmoid(x), y the target, m whether it was observed. Every loss is
+
+    m [y' L+(x) + (1 - y') L-(x)]    with    y' = y + s (1/2 - y),
+
+s the label smoothing. Targets may lie between 0 and 1 (mixed records). At least float32 throughout.
+"""
 
 import inspect
 from collections.abc import Sequence
@@ -10,18 +17,52 @@ from torch import Tensor, nn
 
 from ecgfounder_train.core.errors import UserError, did_you_mean
 
-
-def _mask(loss: Tensor, observed: Tensor) -> Tensor:
-    # where, not a product: an infinite loss of an unobserved label times 0 would be NaN.
-    return torch.where(observed.bool(), loss, torch.zeros_like(loss))
+POSITIVES = ("log", "focal_margin")
 
 
-class BinaryCrossEntropy(nn.Module):
-    """Binary cross-entropy of each label, computed in float32.
+class MultiLabelLoss(nn.Module):
+    """A loss of each output from its positive and its negative term.
 
     Args:
-        pos_weight: factor on the positive term, one number or one per label.
-        label_smoothing: targets move by half of this towards 0.5.
+        label_smoothing: s: targets move by half of this towards 0.5.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        if not 0.0 <= label_smoothing < 1.0:
+            raise UserError(f"loss.label_smoothing={label_smoothing} must lie in [0, 1).")
+        self.label_smoothing = label_smoothing
+
+    def terms(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return L+ and L- of each output."""
+        raise NotImplementedError
+
+    def elements(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each output, observed or not."""
+        positive, negative = self.terms(logits)
+        return targets * positive + (1.0 - targets) * negative
+
+    def forward(self, logits: Tensor, targets: Tensor, observed: Tensor) -> Tensor:
+        """Return the loss of each output, 0 where it was not observed.
+
+        Shape: (B, K), (B, K), (B, K) -> (B, K) float32 (float64 of float64 logits).
+        """
+        if logits.dtype != torch.float64:
+            logits = logits.float()
+        targets = targets.to(logits.dtype)
+        if self.label_smoothing:
+            targets = targets + self.label_smoothing * (0.5 - targets)
+        loss = self.elements(logits, targets)
+        # where, not a product: an infinite loss of an unobserved label times 0 would be NaN.
+        return torch.where(observed.bool(), loss, torch.zeros_like(loss))
+
+
+class BinaryCrossEntropy(MultiLabelLoss):
+    """Cross-entropy: L+ = -w log p, L- = -log(1 - p).
+
+    Args:
+        pos_weight: w, one number or one per label.
+        label_smoothing: As of `MultiLabelLoss`.
     """
 
     pos_weight: Tensor | None
@@ -29,104 +70,119 @@ class BinaryCrossEntropy(nn.Module):
     def __init__(
         self, pos_weight: float | Sequence[float] | None = None, label_smoothing: float = 0.0
     ) -> None:
-        super().__init__()
-        if not 0.0 <= label_smoothing < 1.0:
-            raise UserError(f"loss.label_smoothing={label_smoothing} must lie in [0, 1).")
-        self.label_smoothing = label_smoothing
+        super().__init__(label_smoothing)
         weight = None if pos_weight is None else torch.as_tensor(pos_weight, dtype=torch.float32)
         if weight is not None and not bool((weight > 0).all()):
             raise UserError(f"loss.pos_weight={pos_weight} must be positive.")
         # Not in the state dict: it is a setting, not something learned.
         self.register_buffer("pos_weight", weight, persistent=False)
 
-    def forward(self, logits: Tensor, targets: Tensor, observed: Tensor) -> Tensor:
-        """Return the loss of each output.
-
-        Targets may lie between 0 and 1 (mixed records).
-
-        Shape: (B, K), (B, K), (B, K) -> (B, K) float32.
-        """
-        targets = targets.float()
-        if self.label_smoothing:
-            targets = targets + self.label_smoothing * (0.5 - targets)
-        loss = F.binary_cross_entropy_with_logits(
-            logits.float(), targets, pos_weight=self.pos_weight, reduction="none"
+    def elements(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each output, observed or not; both terms in one pass."""
+        return F.binary_cross_entropy_with_logits(
+            logits, targets, pos_weight=self.pos_weight, reduction="none"
         )
-        return _mask(loss, observed)
 
 
-class PositiveUnlabelledHill(nn.Module):
+class PositiveUnlabelledHill(MultiLabelLoss):
     """The positive-unlabelled style loss of ECGFounder as far as it is known.
 
-    A negative costs (margin - p) p^2: the gradient vanishes as p -> 1, so that a confident
-    "negative", probably a missed positive, stops pushing. A positive costs -log p.
+    L- = (margin - p) p^2: its gradient vanishes as p -> 1, so that a confident "negative", probably
+    a missed positive, stops pushing. L+ is not stated in the paper; two forms may be chosen:
+
+    * `positive=log`: -log p, the plainest.
+    * `positive=focal_margin`: -(1 - q)^gamma log q with q = sigmoid(x - positive_margin), the
+      positive term that comes with the Hill loss.
 
     Args:
         margin: lambda of the Hill loss; at least 1.5, as otherwise p near 1 is rewarded.
+        positive: Which L+.
+        positive_margin, gamma: Of `focal_margin`.
+        label_smoothing: As of `MultiLabelLoss`.
 
-    Source: Zhang et al. 2021 (arXiv 2112.07368), equation of the Hill loss; the ECGFounder paper
-        quotes only the negative branch with 1.5, the positive term is the plainest choice.
+    Source: Zhang et al. 2021 (arXiv 2112.07368), the Hill loss and the focal margin loss with their
+        defaults 1.5, 1 and 2. The ECGFounder paper quotes the negative branch with 1.5 alone.
     """
 
-    def __init__(self, margin: float = 1.5) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        margin: float = 1.5,
+        positive: str = "log",
+        positive_margin: float = 1.0,
+        gamma: float = 2.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(label_smoothing)
         if margin < 1.5:
             raise UserError(f"loss.margin={margin} must be at least 1.5.")
+        if positive not in POSITIVES:
+            raise UserError(
+                f"loss.positive={positive!r} is unknown.{did_you_mean(positive, POSITIVES)}"
+            )
+        _require_not_negative("gamma", gamma)
         self.margin = margin
+        self.shift, self.gamma = (positive_margin, gamma) if positive != "log" else (0.0, 0.0)
 
-    def forward(self, logits: Tensor, targets: Tensor, observed: Tensor) -> Tensor:
-        """Return the loss of each output; shapes as in `BinaryCrossEntropy`."""
-        logits, targets = logits.float(), targets.float()
+    def terms(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return L+ and L- of each output."""
         p = torch.sigmoid(logits)
-        negative = (self.margin - p) * p.square()
-        loss = targets * -F.logsigmoid(logits) + (1.0 - targets) * negative
-        return _mask(loss, observed)
+        return _faded(logits - self.shift, self.gamma), (self.margin - p) * p.square()
 
 
-class Focal(nn.Module):
-    """Cross-entropy that fades where the network is right already: -(1 - p_t)^gamma log p_t.
+class Focal(MultiLabelLoss):
+    """Cross-entropy that fades where the network is right already.
+
+    L+ = -alpha (1 - p)^gamma log p, L- = -(1 - alpha) p^gamma log(1 - p).
 
     Args:
-        gamma: how fast easy labels fade; 0 is plain cross-entropy.
-        alpha: weight of positives, 1 - alpha that of negatives; None: both count 1.
+        gamma: How fast easy labels fade; 0 is plain cross-entropy.
+        alpha: Weight of positives, 1 - alpha that of negatives; None: both count 1.
+        label_smoothing: As of `MultiLabelLoss`.
 
     Source: Lin et al. 2017 (arXiv 1708.02002), equations 4 and 5.
     """
 
-    def __init__(self, gamma: float = 2.0, alpha: float | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self, gamma: float = 2.0, alpha: float | None = None, label_smoothing: float = 0.0
+    ) -> None:
+        super().__init__(label_smoothing)
         _require_not_negative("gamma", gamma)
         if alpha is not None and not 0.0 < alpha < 1.0:
             raise UserError(f"loss.alpha={alpha} must lie between 0 and 1, or be null.")
         self.gamma = gamma
         self.positive, self.negative = (1.0, 1.0) if alpha is None else (alpha, 1.0 - alpha)
 
-    def forward(self, logits: Tensor, targets: Tensor, observed: Tensor) -> Tensor:
-        """Return the loss of each output; shapes as in `BinaryCrossEntropy`."""
-        logits, targets = logits.float(), targets.float()
-        positive = self.positive * _faded(logits, self.gamma)
-        negative = self.negative * _faded(-logits, self.gamma)
-        return _mask(targets * positive + (1.0 - targets) * negative, observed)
+    def terms(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return L+ and L- of each output."""
+        return (
+            self.positive * _faded(logits, self.gamma),
+            self.negative * _faded(-logits, self.gamma),
+        )
 
 
-class Asymmetric(nn.Module):
+class Asymmetric(MultiLabelLoss):
     """Focal loss with its own fading for negatives, whose easiest are left out altogether.
 
-    A positive costs -(1 - p)^gamma_positive log p. A negative costs -q^gamma_negative log(1 - q)
-    with q = max(p - margin, 0): below the margin a negative is not looked at.
+    L+ = -(1 - p)^gamma_positive log p, L- = -q^gamma_negative log(1 - q) with
+    q = max(p - margin, 0): below the margin a negative is not looked at.
 
     Args:
-        gamma_positive: fading of positives.
-        gamma_negative: fading of negatives.
-        margin: probability below which a negative costs nothing.
+        gamma_positive: Fading of positives.
+        gamma_negative: Fading of negatives.
+        margin: Probability below which a negative costs nothing.
+        label_smoothing: As of `MultiLabelLoss`.
 
     Source: Ridnik et al. 2021 (arXiv 2009.14119), equations 4 to 7 and their defaults.
     """
 
     def __init__(
-        self, gamma_positive: float = 0.0, gamma_negative: float = 4.0, margin: float = 0.05
+        self,
+        gamma_positive: float = 0.0,
+        gamma_negative: float = 4.0,
+        margin: float = 0.05,
+        label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(label_smoothing)
         _require_not_negative("gamma_positive", gamma_positive)
         _require_not_negative("gamma_negative", gamma_negative)
         if not 0.0 <= margin < 1.0:
@@ -135,21 +191,20 @@ class Asymmetric(nn.Module):
         self.gamma_negative = gamma_negative
         self.margin = margin
 
-    def forward(self, logits: Tensor, targets: Tensor, observed: Tensor) -> Tensor:
-        """Return the loss of each output; shapes as in `BinaryCrossEntropy`."""
-        logits, targets = logits.float(), targets.float()
+    def terms(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return L+ and L- of each output."""
         positive = _faded(logits, self.gamma_positive)
-        if self.margin:
-            shifted = (torch.sigmoid(logits) - self.margin).clamp(min=0.0)
-            # Finite without a safeguard: q is at most 1 - margin.
-            negative = -torch.log1p(-shifted) * _power(shifted, self.gamma_negative)
-        else:
-            negative = _faded(-logits, self.gamma_negative)
-        return _mask(targets * positive + (1.0 - targets) * negative, observed)
+        if not self.margin:
+            return positive, _faded(-logits, self.gamma_negative)
+        shifted = (torch.sigmoid(logits) - self.margin).clamp(min=0.0)
+        # Finite without a safeguard: q is at most 1 - margin.
+        return positive, -torch.log1p(-shifted) * _power(shifted, self.gamma_negative)
 
 
 def _faded(logits: Tensor, gamma: float) -> Tensor:
     """Return -(1 - p)^gamma log p of p = sigmoid(logits)."""
+    if not gamma:
+        return -F.logsigmoid(logits)
     # The power as an exponential: where 1 - p rounds to 0 its own derivative would be infinite.
     return -F.logsigmoid(logits) * torch.exp(gamma * F.logsigmoid(-logits))
 
@@ -164,7 +219,7 @@ def _require_not_negative(key: str, value: float) -> None:
         raise UserError(f"loss.{key}={value} must not be negative.")
 
 
-LOSSES: dict[str, type[nn.Module]] = {
+LOSSES: dict[str, type[MultiLabelLoss]] = {
     "bce": BinaryCrossEntropy,
     "pu_hill": PositiveUnlabelledHill,
     "focal": Focal,
@@ -172,7 +227,7 @@ LOSSES: dict[str, type[nn.Module]] = {
 }
 
 
-def create_loss(name: str, **params: Any) -> nn.Module:
+def create_loss(name: str, **params: Any) -> MultiLabelLoss:
     """Return a loss ``(logits, targets, observed) -> (B, K)``, unreduced, 0 where unobserved.
 
     Raises:

@@ -60,6 +60,28 @@ def test_pu_hill_equals_its_formula_and_lets_go_of_confident_negatives() -> None
     assert 0 <= confident.grad.item() < 1e-3 * doubtful.grad.item()
 
 
+def test_focal_margin_positives_equal_their_formula_and_leave_negatives_alone() -> None:
+    logits, targets, observed = batch()
+    shifted = torch.sigmoid(logits - 0.7)
+    loss = create_loss("pu_hill", positive="focal_margin", positive_margin=0.7, gamma=3.0)
+    positive = loss(logits, torch.ones_like(targets), observed)
+    torch.testing.assert_close(positive, -((1 - shifted) ** 3) * shifted.log() * observed)
+    plain = create_loss("pu_hill")
+    negatives = torch.zeros_like(targets)
+    assert torch.equal(loss(logits, negatives, observed), plain(logits, negatives, observed))
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_label_smoothing_is_the_loss_of_smoothed_targets_where_observed(name: str) -> None:
+    logits, targets, observed = batch()
+    smoothed = create_loss(name, label_smoothing=0.2)(logits, targets, observed)
+    by_hand = create_loss(name)(logits, 0.8 * targets + 0.1, observed)
+    torch.testing.assert_close(smoothed, by_hand)
+    assert not smoothed[~observed].any()
+    off = create_loss(name, label_smoothing=0.0)(logits, targets, observed)
+    assert torch.equal(off, create_loss(name)(logits, targets, observed))
+
+
 def test_focal_equals_its_formula_and_without_gamma_it_is_cross_entropy() -> None:
     logits, targets, observed = batch()
     p = torch.sigmoid(logits)
@@ -84,22 +106,47 @@ def test_asymmetric_equals_its_formula_and_ignores_negatives_below_the_margin() 
     torch.testing.assert_close(plain(logits, 0 * p, ones), -torch.log(1 - p))
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"name": "bce", "label_smoothing": 0.1, "pos_weight": 3.0},
-        {"name": "pu_hill"},
-        {"name": "focal", "alpha": 0.25},
-        {"name": "focal", "gamma": 0.5},
-        {"name": "asymmetric"},
-        {"name": "asymmetric", "gamma_positive": 1.0, "gamma_negative": 0.5},
-    ],
-    ids=str,
-)
-def test_gradients_equal_finite_differences_and_stay_finite_at_extreme_logits(
-    settings: dict[str, float],
+VARIANTS: list[dict[str, object]] = [
+    {"name": "bce", "label_smoothing": 0.1, "pos_weight": 3.0},
+    {"name": "pu_hill"},
+    {"name": "pu_hill", "positive": "focal_margin"},
+    {"name": "pu_hill", "positive": "focal_margin", "gamma": 0.5, "label_smoothing": 0.1},
+    {"name": "focal", "alpha": 0.25},
+    {"name": "focal", "gamma": 0.5},
+    {"name": "asymmetric"},
+    {"name": "asymmetric", "gamma_positive": 1.0, "gamma_negative": 0.5, "label_smoothing": 0.2},
+]
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=str)
+def test_gradients_and_second_derivatives_are_right_in_double_precision_under_a_mask(
+    settings: dict[str, object],
 ) -> None:
-    loss = create_loss(**settings)
+    loss = create_loss(**settings)  # type: ignore[arg-type]
+    _, targets, observed = batch()
+    targets = torch.where(torch.arange(4) == 1, 0.4 * targets, targets).double()
+    # Away from the asymmetric loss's kink at p = 0.05.
+    generator = torch.Generator().manual_seed(3)
+    logits = 2.5 * torch.randn(6, 4, generator=generator, dtype=torch.float64) - 0.3
+    logits = torch.where((torch.sigmoid(logits) - 0.05).abs() < 0.01, logits + 1, logits)
+    logits.requires_grad_()
+    weights = torch.rand(6, 4, generator=generator, dtype=torch.float64) + 0.5
+
+    def total(x: torch.Tensor) -> torch.Tensor:
+        return (weights * loss(x, targets, observed)).sum()
+
+    assert loss(logits, targets, observed).dtype == torch.float64
+    assert torch.autograd.gradcheck(total, (logits,), eps=1e-6, atol=1e-6, rtol=1e-5)
+    assert torch.autograd.gradgradcheck(total, (logits,), eps=1e-6, atol=1e-5, rtol=1e-4)
+    (gradient,) = torch.autograd.grad(total(logits), logits)
+    assert not gradient[~observed].any()
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=str)
+def test_gradients_equal_finite_differences_and_stay_finite_at_extreme_logits(
+    settings: dict[str, object],
+) -> None:
+    loss = create_loss(**settings)  # type: ignore[arg-type]
     # One logit per value: the differences are taken in float32, whose noise asks for a wide step.
     logits = torch.linspace(-6, 6, 25).reshape(1, -1)
     observed = torch.ones_like(logits)
@@ -160,6 +207,9 @@ def test_losses_have_no_state_and_a_config_file_each(name: str) -> None:
         ({"name": "bce", "label_smoothing": 1.0}, "label_smoothing=1.0"),
         ({"name": "bce", "pos_weight": [1.0, 0.0]}, "must be positive"),
         ({"name": "pu_hill", "margin": 1.0}, "at least 1.5"),
+        ({"name": "pu_hill", "positive": "logs"}, "Did you mean 'log'"),
+        ({"name": "pu_hill", "gamma": -1.0}, "loss.gamma=-1.0"),
+        ({"name": "focal", "label_smoothing": -0.1}, "label_smoothing=-0.1"),
         ({"name": "focal", "gamma": -1.0}, "loss.gamma=-1.0"),
         ({"name": "focal", "alpha": 1.0}, "loss.alpha=1.0"),
         ({"name": "asymmetric", "gamma_negative": -1.0}, "loss.gamma_negative=-1.0"),
