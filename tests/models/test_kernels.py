@@ -9,8 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ecgfounder_train.benchmarks._reference_net1d import ReferenceNet1D
-from ecgfounder_train.models import create_model
-from ecgfounder_train.models.kernels import grouped_convolution, pointwise, time_mean
+from ecgfounder_train.models import MODEL_TABLE, create_model
+from ecgfounder_train.models.kernels import (
+    Kernels,
+    grouped_convolution,
+    grouped_vector,
+    pointwise,
+    time_mean,
+)
 from ecgfounder_train.models.net1d import same_padding
 
 SHAPES = [
@@ -46,12 +52,12 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype", "swish"),
-    list(itertools.product(SHAPES, TOLERANCE, (False, True))),
+    ("shape", "dtype", "swish", "kernels"),
+    list(itertools.product(SHAPES, TOLERANCE, (False, True), ("auto", "torch"))),
     ids=str,
 )
 def test_grouped_convolution_and_its_gradients_equal_float64(
-    shape: tuple[int, ...], dtype: torch.dtype, swish: bool
+    shape: tuple[int, ...], dtype: torch.dtype, swish: bool, kernels: Kernels
 ) -> None:
     torch.manual_seed(0)
     channels, samples, stride, taps, width = shape
@@ -61,7 +67,7 @@ def test_grouped_convolution_and_its_gradients_equal_float64(
     leaves = [v.clone().requires_grad_() for v in (x, weight, bias)]
     exact = [v.double().requires_grad_() for v in (x, weight, bias)]
     padding = same_padding(samples, taps, stride)
-    found = grouped_convolution(*leaves, stride, padding, swish)
+    found = grouped_convolution(*leaves, stride, padding, swish, kernels)
     expected = plain_grouped(*exact, stride, swish)
     assert found.shape == expected.shape and found.dtype == dtype
     assert relative_error(found, expected) < TOLERANCE[dtype]
@@ -75,6 +81,62 @@ def test_grouped_convolution_and_its_gradients_equal_float64(
         torch.testing.assert_close(
             grouped_convolution(x, weight, bias, stride, padding, swish), found.detach()
         )
+
+
+def test_vectors_of_every_group_count_equal_float64() -> None:
+    generator = torch.Generator().manual_seed(2)
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    counts = {width // 16 for config in MODEL_TABLE.values() for width in config.widths}
+    for groups in sorted(counts):
+        samples, stride, taps = draw(1, 300), draw(1, 4), draw(1, 18)
+        # Any padding, and more records than one unit of work takes.
+        padding = (draw(0, 20) + taps, draw(0, 20))
+        x = channels_last(draw(1, 9), 16 * groups, samples, torch.float32).requires_grad_()
+        weight = (torch.randn(16 * groups, 16, taps) / 16).requires_grad_()
+        bias = torch.randn(16 * groups).requires_grad_()
+        leaves, exact = (x, weight, bias), [v.detach().double() for v in (x, weight, bias)]
+        for leaf in exact:
+            leaf.requires_grad_()
+        assert grouped_vector.fits(x, weight)
+        found = grouped_convolution(*leaves, stride, padding, True)
+        signal = F.pad(F.silu(exact[0].squeeze(2)), padding)
+        expected = F.conv1d(signal, *exact[1:], stride, groups=groups).unsqueeze(2)
+        upstream = torch.randn(found.shape)
+        gradients = torch.autograd.grad(found, leaves, upstream)
+        references = torch.autograd.grad(expected, exact, upstream.double())
+        for value, reference in zip((found, *gradients), (expected, *references), strict=True):
+            assert relative_error(value, reference) < 2e-6, (groups, samples, stride, taps)
+
+
+def test_vectors_give_the_same_bits_with_any_number_of_threads() -> None:
+    x, weight = channels_last(5, 160, 700, torch.float32), torch.randn(160, 16, 16)
+    upstream = channels_last(5, 160, 350, torch.float32)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 2):
+            torch.set_num_threads(threads)
+            leaves = [v.clone().requires_grad_() for v in (x, weight, torch.ones(160))]
+            output = grouped_convolution(*leaves, 2, same_padding(700, 16, 2), True)
+            results.append([output, *torch.autograd.grad(output, leaves, upstream)])
+    finally:
+        torch.set_num_threads(before)
+    for others in results[1:]:
+        assert all(map(torch.equal, others, results[0]))
+
+
+def test_vectors_take_extreme_values_of_swish() -> None:
+    values = torch.tensor([0.0, -0.0, 1e-30, -88.0, 88.0, -1e4, 1e30, 3.4e38, -103.9, 20.0])
+    x = values.repeat(16, 1)[None, :, None].contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    weight = torch.eye(16)[:, :, None].requires_grad_()
+    found = grouped_convolution(x, weight, None, 1, (0, 0), True)
+    torch.testing.assert_close(found, F.silu(x), rtol=1e-6, atol=1e-30)
+    (slope,) = torch.autograd.grad(found.sum(), x)
+    (expected,) = torch.autograd.grad(F.silu(x).sum(), x)
+    torch.testing.assert_close(slope, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_grouped_convolution_of_random_shapes_equals_float64() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ecgfounder_train.core.errors import UserError
-from ecgfounder_train.models.kernels import gpu
+from ecgfounder_train.models.kernels import gpu, grouped_vector
 from ecgfounder_train.models.kernels.grouped_cpu import GroupedConvolution
 from ecgfounder_train.models.kernels.pointwise_cpu import PointwiseProduct
 
@@ -66,8 +66,15 @@ def grouped_convolution(
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
+    output: Tensor
+    by_vectors = kernels == "auto" and not torch.compiler.is_compiling()
+    if on_cpu and by_vectors and grouped_vector.fits(x, weight):
+        output = grouped_vector.VectorGroupedConvolution.apply(  # type: ignore[no-untyped-call]
+            x, weight, bias, *settings
+        )
+        return output
     if on_cpu:
-        output: Tensor = GroupedConvolution.apply(  # type: ignore[no-untyped-call]
+        output = GroupedConvolution.apply(  # type: ignore[no-untyped-call]
             x, weight.unsqueeze(2), bias, *settings
         )
         return output
