@@ -20,10 +20,10 @@ from ecgfounder_train.loader.epoch_plan import Position
 from ecgfounder_train.models.checkpoint import (
     BEST,
     FORMAT_VERSION,
-    CheckpointFolder,
     load_checkpoint,
     newest_whole,
 )
+from ecgfounder_train.training.background import CheckpointWriter
 from ecgfounder_train.training.device_use import DeviceUse, git_state
 from ecgfounder_train.training.faults import FaultCounts
 from ecgfounder_train.training.metrics_log import MetricsLog
@@ -50,6 +50,7 @@ class CheckpointSettings:
         every_s: Seconds between checkpoints; one is also written after every validation.
         every_samples: Write one whenever this many more samples were seen; None: by time alone.
         keep: How many of the newest stay.
+        background: Write them on a thread while training goes on, from a copy of the state.
         monitor: Column of metrics.csv that decides about `best.ckpt`.
         mode: `max` or `min`.
     """
@@ -57,6 +58,7 @@ class CheckpointSettings:
     every_s: float = 600.0
     every_samples: int | None = None
     keep: int = 2
+    background: bool = False
     monitor: str = "val/macro_auroc"
     mode: str = "max"
 
@@ -146,7 +148,7 @@ class RunKeeper(L.Callback):
         self.stop = stop
         self.loggers = loggers
         self.device_use = device_use
-        self.folder = CheckpointFolder(run, settings.keep)
+        self.writer = CheckpointWriter(run, settings.keep, settings.background)
         self._git = git_state()
         self.best: dict[str, Any] = {"value": None, "samples_seen": 0}
         self.stopped_early = False
@@ -187,7 +189,7 @@ class RunKeeper(L.Callback):
         )
         self._restored = checkpoint
         if trainer.is_global_zero:
-            self.folder.delete_newer_than(module.optimizer_steps)
+            self.writer.folder.delete_newer_than(module.optimizer_steps)
             self._mend_best(Path(path), module.samples_seen)
             print(
                 f"Resuming run {self.run.name} from {Path(path).name}: "
@@ -199,7 +201,7 @@ class RunKeeper(L.Callback):
         """Make `best.ckpt` and what the checkpoint says of it agree again."""
         if self.best["value"] is not None and self.best["samples_seen"] == samples_seen:
             # The run was perhaps killed after writing this checkpoint, before pointing to it.
-            self.folder.link_best(path)
+            self.writer.folder.link_best(path)
         elif not (self.run.checkpoints / BEST).is_file():
             # Another run's checkpoint: its best one is not here.
             self.best = {"value": None, "samples_seen": 0}
@@ -319,9 +321,13 @@ class RunKeeper(L.Callback):
         answers all, and counts what was left out.
 
         Raises:
-            UserError: A rank could not read its samples.
+            UserError: A rank could not read its samples, or rank 0 not write its checkpoint.
         """
         due = self._is_due(module)
+        if self.writer.error is not None:
+            if trainer.world_size == 1:
+                self.writer.wait()
+            self._error = self._error or str(self.writer.error)
         quarantined, self._quarantined = self._quarantined, 0
         if trainer.world_size > 1:
             due = due and trainer.is_global_zero
@@ -410,6 +416,7 @@ class RunKeeper(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close the log and say in run.json how it ended."""
+        self.writer.wait()
         self.meter.__exit__(None, None, None)
         if trainer.is_global_zero:
             self._write_state(_module(pl_module), "stopped" if self.stopped_early else "finished")
@@ -423,6 +430,10 @@ class RunKeeper(L.Callback):
         """Give the terminal back before the error is printed."""
         if hasattr(self, "meter"):
             self.meter.__exit__(None, None, None)
+        if not isinstance(exception, KeyboardInterrupt):
+            # What is being saved is good, whatever happened since; of two errors the first counts.
+            with suppress(Exception):
+                self.writer.wait()
 
     def note_failure(self, module: PretrainModule) -> None:
         """Say in run.json that the run ended by an error; failure.json says by which."""
@@ -476,8 +487,8 @@ class RunKeeper(L.Callback):
             torch.distributed.all_reduce(loss)
             loss /= trainer.world_size
         if trainer.is_global_zero:
-            self.folder.save(self._checkpoint(trainer, module, float(loss)), is_best)
-            self._write_state(module, "training")
+            checkpoint = self._checkpoint(trainer, module, float(loss))
+            self.writer.save(checkpoint, is_best, self._state(module, "training"))
         self._last_save_s = time.monotonic()
         self._last_save_samples = module.samples_seen
 
@@ -510,22 +521,23 @@ class RunKeeper(L.Callback):
         }
 
     def _write_state(self, module: PretrainModule, state: str) -> None:
-        self.run.write_state(
-            {
-                "state": state,
-                "samples_seen": module.samples_seen,
-                "total_samples": module.total_samples,
-                "global_step": module.optimizer_steps,
-                "best": {"monitor": self.settings.monitor, **self.best},
-                "faults": asdict(module.fault_counts),
-                "spec": self.facts.spec,
-                "fingerprints": self.facts.fingerprints,
-                "versions": self.facts.versions,
-                "hardware": self.facts.hardware,
-                "machine": machine_fingerprint(),
-                "git": self._git,
-            }
-        )
+        self.run.write_state(self._state(module, state))
+
+    def _state(self, module: PretrainModule, state: str) -> dict[str, Any]:
+        return {
+            "state": state,
+            "samples_seen": module.samples_seen,
+            "total_samples": module.total_samples,
+            "global_step": module.optimizer_steps,
+            "best": {"monitor": self.settings.monitor, **self.best},
+            "faults": asdict(module.fault_counts),
+            "spec": self.facts.spec,
+            "fingerprints": self.facts.fingerprints,
+            "versions": self.facts.versions,
+            "hardware": self.facts.hardware,
+            "machine": machine_fingerprint(),
+            "git": self._git,
+        }
 
 
 _MEANING = {
