@@ -150,7 +150,7 @@ def record_system(records: RecordCounts, min_cell: int) -> CountSystem:
     """Return all counts of records as one system, small ones covered.
 
     Names: ``column`` for totals (`COLUMNS`, "found" and "written"), ``("reason", reason)``, and
-    ``(dimension, value, column)`` with the columns `SHOWN`.
+    ``(dimension, value, column)`` with the columns `SHOWN`, where a dimension has several values.
     """
     system = CountSystem(min_cell)
     for column in COLUMNS:
@@ -165,6 +165,8 @@ def record_system(records: RecordCounts, min_cell: int) -> CountSystem:
     ]
     system.add_sum("rejected", reasons)
     for dimension, rows in records.dimensions.items():
+        if len(rows) < 2:
+            continue  # the totals once more
         for value, counts in rows.items():
             numbers = {
                 "written": sum(counts[part] for part in PARTS),
@@ -175,7 +177,7 @@ def record_system(records: RecordCounts, min_cell: int) -> CountSystem:
             system.add_sum(system.add((dimension, value, "found"), sum(numbers.values())), names)
         for column in SHOWN:
             system.add_sum(column, [(dimension, value, column) for value in rows])
-    system.kept = {*SHOWN, *PARTS}
+    system.kept, system.kept_longest = {*SHOWN, *PARTS}, {"found"}
     system.protect()
     return system
 

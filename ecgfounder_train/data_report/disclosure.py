@@ -38,7 +38,9 @@ class CountSystem:
     covers: dict[Name, Cover] = field(default_factory=dict)
     sums: list[tuple[Name, tuple[Name, ...]]] = field(default_factory=list)
     kept: set[Name] = field(default_factory=set)
-    """Hidden beside another only when nothing else helps: the totals a reader comes for."""
+    """Hidden beside another only where no other count helps: the totals a reader comes for."""
+    kept_longest: set[Name] = field(default_factory=set)
+    """Hidden beside another only when nothing else helps at all."""
 
     def add(self, name: Name, value: int, published: bool = True) -> Name:
         """Enter a count; it stays open unless it is small."""
@@ -109,9 +111,14 @@ class CountSystem:
         return most - least >= max(1, (self.min_cell - 1) // 4)
 
     def _hide_more(self, exposed: Name, group: frozenset[Name]) -> bool:
-        if self._hide_beside(exposed, group, self.kept) or self._loosen(group):
-            return True
-        return self._hide_beside(exposed, group, set())
+        # A total rather than all that is known of the small ones: in a small set the latter would
+        # leave a page without numbers.
+        return (
+            self._hide_beside(exposed, group, self.kept | self.kept_longest)
+            or self._hide_beside(exposed, group, self.kept_longest)
+            or self._loosen(group)
+            or self._hide_beside(exposed, group, set())
+        )
 
     def _hide_beside(self, exposed: Name, group: frozenset[Name], kept: set[Name]) -> bool:
         """Hide one large count; False where there is none."""

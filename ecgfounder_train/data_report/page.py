@@ -70,8 +70,8 @@ class ReportPage:
         manifest = self.manifest
         page = HtmlPage(
             f"Data report: {manifest.source}",
-            f"{len(manifest.labels)} labels, {len(manifest.leads)} leads, "
-            f"{manifest.num_samples} samples at {manifest.fs:g} Hz. Counts only: no recording, "
+            f"{_number(len(manifest.labels), 'label')}, {_number(len(manifest.leads), 'lead')}, "
+            f"{manifest.num_samples:,} samples at {manifest.fs:g} Hz. Counts only: no recording, "
             "patient, date or path.",
         )
         self._overview(page)
@@ -103,11 +103,12 @@ class ReportPage:
             "record that nobody read is unlabelled, not negative."
         )
         columns = [Column("part"), Column("records", ","), Column("patients", ",")]
-        rows: list[list[Cell]] = [
-            [part, _cell(system, part), _cell(patients, part)] for part in PARTS
-        ]
-        rows.append(["all parts", _cell(system, "written"), _cell(patients, "all")])
-        page.table(columns, rows, "Written records. Patients as the tables list them.")
+        page.table(
+            columns,
+            [[part, _cell(system, part), _cell(patients, part)] for part in PARTS],
+            "Written records. Patients as the tables list them.",
+            totals=["all parts", _cell(system, "written"), _cell(patients, "all")],
+        )
         if self.min_cell:
             page.paragraph(
                 f"Counts of 1 to {self.min_cell - 1} are shown as <{self.min_cell}; where a sum "
@@ -130,13 +131,23 @@ class ReportPage:
         for dimension, rows in self.records.dimensions.items():
             title, head = _HEADS[dimension]
             page.section(title)
+            if len(rows) < 2:
+                page.paragraph(_same_for_all(dimension, next(iter(rows), UNKNOWN)))
+                continue
             columns = [Column(head), *(Column(column, ",") for column in SHOWN)]
+            if not any(
+                self.system.is_open((dimension, value, column))
+                for value in rows
+                for column in SHOWN
+            ):
+                page.paragraph("Every count here is small, or would give a small one away.")
+                continue
             cells: list[list[Cell]] = [
                 [value, *(_cell(self.system, (dimension, value, column)) for column in SHOWN)]
                 for value in sorted(rows, key=lambda value: _order(dimension, value))
             ]
-            cells.append(["all", *(_cell(self.system, column) for column in SHOWN)])
-            page.table(columns, cells, _NOTES.get(dimension, ""))
+            totals = ["all", *(_cell(self.system, column) for column in SHOWN)]
+            page.table(columns, cells, _NOTES.get(dimension, ""), totals=totals)
 
     def _prevalence(self, page: HtmlPage) -> None:
         page.section("Prevalence")
@@ -153,33 +164,41 @@ class ReportPage:
             for label in self.by_frequency
             if all(systems[label].is_open(("all", kind)) for kind in ("positive", "observed"))
         ]
-        if open_ones:
+        drawn = [label for label in open_ones if systems[label].values["all", "positive"]]
+        if drawn:
+            never, hidden = len(open_ones) - len(drawn), len(labels) - len(open_ones)
             page.figure(
                 prevalence_figure(
-                    [systems[label].values["all", "positive"] for label in open_ones],
-                    [systems[label].values["all", "observed"] for label in open_ones],
-                    [labels[label] for label in open_ones],
+                    [systems[label].values["all", "positive"] for label in drawn],
+                    [systems[label].values["all", "observed"] for label in drawn],
+                    [labels[label] for label in drawn],
                 ),
                 "Share of positive records among the observed ones, all parts together."
-                + (
-                    f" {len(labels) - len(open_ones)} labels with small counts are left out."
-                    if len(open_ones) < len(labels)
-                    else ""
-                ),
-                image="svg",
+                + (f" Left out: {_number(hidden, 'label')} with small counts." if hidden else "")
+                + (f" {_number(never, 'label')} without any positive record." if never else ""),
             )
         columns = [Column("label")]
         for part in (*PARTS, "all"):
             columns += [Column(f"{part} positive", ","), Column(f"{part} %", ".2f")]
         columns.append(Column("observed", ",", "records where the label is known, all parts"))
         rows: list[list[Cell]] = []
+        without: list[list[Cell]] = []
         for label in self.by_frequency:
             system = systems[label]
+            observed = _cell(system, ("all", "observed"))
+            if self._shown_positives(label) == 0:
+                without.append([labels[label], observed])
+                continue
             row: list[Cell] = [labels[label]]
             for part in (*PARTS, "all"):
                 row += [_cell(system, (part, "positive")), _percent(system, part)]
-            rows.append([*row, _cell(system, ("all", "observed"))])
-        page.table(columns, rows, filterable=len(labels) > 20)
+            rows.append([*row, observed])
+        if rows:
+            page.table(columns, rows, filterable=len(rows) > 20)
+        if without:
+            page.details(f"{_number(len(without), 'label')} without any positive record")
+            page.table([Column("label"), columns[-1]], without)
+            page.end_details()
 
     def _published(self, page: HtmlPage) -> None:
         known = {label: number for number, label in enumerate(self.facts.labels)}
@@ -323,16 +342,25 @@ class ReportPage:
             if isinstance(count, int) and self.system.is_open("found"):
                 share = 100 * count / found
             rows.append([reason, count, share, _explanation(reason)])
-        rows.append(["all", _cell(self.system, "rejected"), None, ""])
         columns = [Column("reason"), Column("records", ","), Column("% of found", ".3f")]
-        page.table([*columns, Column("what it means")], rows)
+        totals = ["all", _cell(self.system, "rejected"), None, ""]
+        page.table([*columns, Column("what it means")], rows, totals=totals)
 
     def _quirks(self, page: HtmlPage) -> None:
         statements = self.facts.summary["statements"]
         rows: list[list[Cell]] = []
+        # Other tables hold what a quirk comes to over all sites, or nearly so. Where one site has
+        # few, the others' counts would give them away.
+        uneven = {
+            quirk["name"]
+            for quirk in self.facts.quirks
+            if not self._is_sayable(int(quirk["found"]))
+        }
         for quirk in self.facts.quirks:
             count = int(quirk["found"])
-            shown: Cell = Withheld(f"<{self.min_cell}") if 0 < count < self.min_cell else count
+            shown: Cell = count
+            if count and quirk["name"] in uneven:
+                shown = Withheld("hidden" if self._is_sayable(count) else f"<{self.min_cell}")
             name = str(quirk["name"]).replace("_", " ")
             rows.append([str(quirk["site"]), name, shown, quirk["published"]])
         if not rows and not statements["read"]:
@@ -362,7 +390,8 @@ class ReportPage:
             if name not in ("fingerprint", "kind", "name") and isinstance(value, int | float | list)
         }
         stages = manifest.signal.get("stages", ())
-        increments = len(manifest.increments)
+        num_bytes = sum(entry.bytes for entry in manifest.shards)
+        size = f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
         page.definitions(
             {
                 "Source": manifest.source,
@@ -378,9 +407,8 @@ class ReportPage:
                 f"({manifest.fingerprints['split']})"
                 + "".join(f", {name}={value}" for name, value in split.items()),
                 "Secret of the keys": f"fingerprint {manifest.fingerprints['secret']}",
-                "Shards": f"{len(manifest.shards):,} files, "
-                f"{sum(entry.bytes for entry in manifest.shards) / 1e9:.2f} GB, "
-                f"{increments} increment{'s' if increments != 1 else ''}",
+                "Shards": f"{_number(len(manifest.shards), 'file')}, {size}, "
+                + _number(len(manifest.increments), "increment"),
                 "Versions": f"ecgfounder_train {manifest.package_version}, shard format "
                 f"{manifest.format_version}",
             }
@@ -394,6 +422,16 @@ def _order(dimension: str, value: str) -> tuple[bool, float, str]:
     if dimension == "site" or dimension == "sex":
         return False, 0.0, value
     return False, float(value.rstrip("+").split("-")[0] or 0), value
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' if count != 1 else ''}"
+
+
+def _same_for_all(dimension: str, value: str) -> str:
+    if value == UNKNOWN:
+        return "Not known of any record."
+    return f"The same for all records: {value}{' Hz' if dimension == 'fs' else ''}."
 
 
 def _text(system: CountSystem, name: Name) -> str:
@@ -414,8 +452,15 @@ def _percent(system: CountSystem, part: str) -> Cell:
     return 100 * system.values[part, "positive"] / observed if observed else Undefined("")
 
 
+_READERS = {
+    "software": "the recorder's software",
+    "v24": "the 12SL program, run again (v24),",
+    "physician_else_software": "the physician, or where nobody read it the recorder's software,",
+}
+
+
 def _reader(label_source: str) -> str:
-    return "the source" if label_source == "source" else label_source.replace("_", " ")
+    return _READERS.get(label_source, f"the {label_source.replace('_', ' ')}")
 
 
 def _explanation(reason: str) -> str:

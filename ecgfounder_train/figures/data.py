@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
 from ecgfounder_train.figures.curves import short_name
@@ -66,24 +68,39 @@ def published_figure(points: Sequence[PrevalencePoint]) -> Figure:
                     )
         axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
         axes.set(xlabel="published, % of recordings", ylabel="found here, % of recordings")
-        for name in dict.fromkeys(point.name for point in points):
-            chosen = [point for point in points if point.name == name]
-            # One name per finding, above the highest of its points.
-            top = max(chosen, key=lambda point: point.found)
-            axes.annotate(
-                short_name(name),
-                (100 * top.published, 100 * top.found),
-                xytext=(0, 7),
-                textcoords="offset points",
-                ha="center",
-                fontsize=7,
-                color=INK,
-            )
+        _name_points(axes, points)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         light_grid(axes)
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
         return figure
+
+
+def _name_points(axes: Axes, points: Sequence[PrevalencePoint]) -> None:
+    """Write one name per finding above the highest of its points, higher or below if taken."""
+    taken: list[Bbox] = []
+    highest: dict[str, PrevalencePoint] = {}
+    for point in sorted(points, key=lambda point: point.found):
+        highest[point.name] = point
+    for name, top in highest.items():
+        for offset in (7, -13, 15, -21, 23, 31):
+            text = axes.annotate(
+                short_name(name),
+                (100 * top.published, 100 * top.found),
+                xytext=(0, offset),
+                textcoords="offset points",
+                ha="center",
+                fontsize=7,
+                color=INK,
+            )
+            # A browser sets the text a little wider than it is measured here.
+            place = text.get_window_extent().expanded(1.2, 1.0)
+            if not place.count_overlaps(taken):
+                break
+            text.remove()
+        else:
+            continue  # the table has the name
+        taken.append(place)
 
 
 def together_figure(shares: NDArray[np.floating], names: Sequence[str]) -> Figure:

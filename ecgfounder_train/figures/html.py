@@ -15,6 +15,8 @@ from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.figures.style import MM_PER_INCH, figure_png, figure_svg
 
 _PNG_DPI = 160
+_LONG_TEXT = 40
+"""Characters beyond which a cell is not squeezed into a column of one word."""
 
 _STYLE = """
 :root { color-scheme: light; --ink: #222; --muted: #666; --line: #ddd; --accent: #0072b2; }
@@ -45,7 +47,8 @@ figcaption { font-size: .88rem; max-width: 46rem; margin-top: .35rem; }
 details { border-bottom: 1px solid #eee; padding: .2rem 0; }
 summary { cursor: pointer; font-size: .92rem; }
 table { border-collapse: collapse; font-size: .88rem; margin: .6rem 0; }
-caption { text-align: left; color: var(--muted); padding-bottom: .4rem; }
+caption { text-align: left; color: var(--muted); padding-bottom: .4rem; position: sticky; left: 0;
+  max-width: calc(100vw - 3rem); }
 th, td { text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid #eee;
   vertical-align: top; overflow-wrap: anywhere; }
 thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; background: #fff;
@@ -54,7 +57,10 @@ th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; wh
   padding-left: .7rem; }
 tbody tr:hover { background: #f5f9fc; }
 th.number { white-space: normal; }
+th[scope=row] { overflow-wrap: normal; }
 table.sortable td:first-child { min-width: 11rem; }
+td.long { min-width: 15rem; }
+tfoot td { border-top: 2px solid var(--line); font-weight: 600; }
 td small { color: var(--muted); }
 td.number small { display: inline-block; max-width: 8.5rem; white-space: normal;
   overflow-wrap: normal; }
@@ -67,12 +73,20 @@ th[aria-sort=descending] span::after { content: " \\2193"; color: var(--accent);
   border: 1px solid #bbb; border-radius: 4px; }
 footer { margin-top: 3rem; font-size: .85rem; color: var(--muted);
   border-top: 1px solid var(--line); padding-top: .6rem; }
+@media screen and (max-width: 40rem) {
+  body { padding: 1rem 1rem 3rem; }
+  table { font-size: .8rem; }
+  caption { max-width: calc(100vw - 2rem); }
+  th.number, td.number { padding: .25rem .35rem .25rem 0; }
+  table.sortable td:first-child { min-width: 7rem; }
+}
 @media print {
   @page { size: A4 PAGE_ORIENTATION; margin: 12mm; }
   body { font-size: 10pt; line-height: 1.4; max-width: none; padding: 0; }
   nav, .filter, .screen-only, details:not([open]) { display: none; }
   h2, h2 + p, caption, thead { break-after: avoid; }
-  tbody tr:first-child { break-before: avoid; }
+  tbody tr:first-child, tfoot tr { break-before: avoid; }
+  tfoot { display: table-row-group; }
   figure, .card, tr { break-inside: avoid; }
   figure, .scroll { overflow: visible; }
   figure.true-scale { margin: 0; }
@@ -215,8 +229,16 @@ class HtmlPage:
         rows: Sequence[Sequence[Cell]],
         caption: str = "",
         filterable: bool = False,
+        totals: Sequence[Cell] | None = None,
     ) -> None:
         """Add a table that sorts when a head is clicked; missing and undefined values stay last.
+
+        Args:
+            columns: Heads and formats.
+            rows: Cells; a long text gets room.
+            caption: What stands above the table.
+            filterable: Offer a field that hides the rows without a text.
+            totals: A last row that is never sorted among the others.
 
         Raises:
             UserError: A row has more or fewer cells than there are columns.
@@ -231,11 +253,12 @@ class HtmlPage:
             for column in columns
         )
         lines = []
-        for row in rows:
+        for row in [*rows, totals] if totals else rows:
             if len(row) != len(columns):
                 raise UserError(f"A row has {len(row)} cells for {len(columns)} columns.")
             cells = "".join(map(_cell, row, columns))
             lines.append(f"<tr>{cells}</tr>")
+        last = f"<tfoot>{lines.pop()}</tfoot>" if totals else ""
         if filterable:
             self._parts.append(
                 f'<input class="filter" type="search" data-table="{name}" '
@@ -244,7 +267,7 @@ class HtmlPage:
         self._parts.append(
             f'<div class="scroll"><table class="sortable" id="{name}">'
             f"{f'<caption>{escape(caption)}</caption>' if caption else ''}"
-            f"<thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+            f"<thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody>{last}</table></div>"
         )
 
     def figure(
@@ -354,6 +377,8 @@ def _cell(value: Cell, column: Column) -> str:
     if isinstance(value, WithInterval):
         return _interval_cell(value, column, kind)
     if isinstance(value, str) or column.number_format is None:
+        if len(str(value)) > _LONG_TEXT:
+            kind = " class=long"
         return f"<td{kind} data-sort={_quoted(str(value))}>{escape(str(value))}</td>"
     # The full value sorts: what rounds to the same digits is not the same.
     return f'<td{kind} data-sort="{value!r}">{value:{column.number_format}}</td>'

@@ -1,11 +1,14 @@
 """The data report: totals add up, small counts stay hidden, nobody is named, bytes repeat."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import tiny_set as tiny
 
 from ecgfounder_train.catalog import Catalog, CatalogFacts
 from ecgfounder_train.catalog.facts import (
@@ -24,8 +27,9 @@ from ecgfounder_train.data_report import (
 from ecgfounder_train.data_report.counts import COLUMNS, count_records
 from ecgfounder_train.data_report.disclosure import CountSystem
 from ecgfounder_train.data_report.reasons import EXPLANATIONS
+from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.records.sources import SourceTable
-from ecgfounder_train.shards import ShardSet, private_folder
+from ecgfounder_train.shards import BuildOptions, ShardSet, private_folder
 
 MIN_CELL = 10
 
@@ -59,6 +63,18 @@ def test_no_small_count_follows_from_what_is_shown(seed: int) -> None:
             least, most = system.range_of(name)
             assert least <= value <= most
             assert most - least >= 1, f"{name}={value} of\n{cells}"
+
+
+def test_total_is_hidden_before_all_that_is_known_of_small_counts() -> None:
+    # Eighty written and one rejected: without the total nothing can be told of the rejected one.
+    system = CountSystem(MIN_CELL)
+    for name, value in (("found", 81), ("written", 80), ("rejected", 1)):
+        system.add(name, value)
+    system.add_sum("found", ("written", "rejected"))
+    system.kept, system.kept_longest = {"found", "written"}, {"found"}
+    system.protect()
+    assert system.is_open("found") and not system.is_open("written")
+    assert system.range_of("rejected") == (1, 9)
 
 
 def test_one_small_count_in_a_row_takes_a_neighbour_with_it() -> None:
@@ -108,6 +124,18 @@ def prepared(tiny_set, tmp_path):  # type: ignore[no-untyped-def]
     labels = tiny_set.shards.manifest.labels
     catalog = Catalog(frame, labels, {}, {}, facts=facts_of(frame, labels))
     return shards, catalog, SourceTable(pl.LazyFrame(), tiny_set.root)
+
+
+def built(
+    catalog: pl.DataFrame, root: Path, folder: Path, **changes: Any
+) -> tuple[Path, Catalog, SourceTable]:
+    """Return what `report` takes, for shards made of a catalog."""
+    frame = catalog.with_columns(
+        pl.lit(2019, pl.Int32).alias("year"), pl.lit(None, pl.Float32).alias("fs")
+    )
+    labels = tiny.build(frame, root, folder, **changes).manifest.labels
+    facts = facts_of(frame.filter(pl.col("reject_reason").is_null()), labels)
+    return folder, Catalog(frame, labels, {}, {}, facts=facts), SourceTable(pl.LazyFrame(), root)
 
 
 def report(prepared, **options: int) -> Path:  # type: ignore[no-untyped-def]
@@ -165,6 +193,92 @@ def test_labels_that_never_come_together_give_a_page(prepared) -> None:  # type:
     facts = replace(catalog.facts, together=[[0] * 5] * 5)
     path = report((shards, replace(catalog, facts=facts), table), strips=0)
     assert "Prevalence" in path.read_text()
+
+
+def test_page_needs_nothing_from_outside(prepared) -> None:  # type: ignore[no-untyped-def]
+    text = re.sub(r"base64,[^\"]*", "", report(prepared, strips=0).read_text())
+    assert "//" not in text and "@import" not in text
+    assert not re.search(r"url\((?!#)", text)  # a drawing may point into itself
+    links = re.findall(r'(?:href|src)="([^"]*)"', text)
+    assert links and all(link.startswith(("#", "data:")) for link in links)
+
+
+def test_one_site_without_ages_and_sexes_gives_sentences_instead_of_tables(
+    tiny_set: Any, tmp_path: Path
+) -> None:
+    catalog = tiny_set.catalog.filter(pl.col("site") == "S0").with_columns(
+        pl.lit(None, pl.Float32).alias("age_years"), pl.lit(None, pl.String).alias("sex")
+    )
+    text = report(built(catalog, tiny_set.root, tmp_path / "shards"), strips=2).read_text()
+    assert "The same for all records: S0." in text
+    assert text.count("Not known of any record.") == 2
+    assert '<td data-sort="unknown"' not in text
+
+
+def test_one_label_gives_a_page(tiny_set: Any, tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_text("label,codes\nsine of 3 Hz,sine\n")
+    one = pl.col("labels", "observed").map_elements(
+        lambda packed: bytes([packed[0] & 128]), pl.Binary
+    )
+    prepared = built(
+        tiny_set.catalog.with_columns(one),
+        tiny_set.root,
+        tmp_path / "shards",
+        vocabulary=Vocabulary.load(tmp_path / "one.csv"),
+    )
+    text = report(prepared, strips=2).read_text()
+    assert "1 labels" not in text and "sine of 3 Hz" in text
+    assert "Which labels come together" not in text
+
+
+def test_nearly_everything_rejected_gives_a_page_that_tells_no_small_count(
+    tiny_set: Any, tmp_path: Path
+) -> None:
+    rejected = pl.lit("missing_header")
+    catalog = tiny_set.catalog.with_columns(
+        pl.when(pl.int_range(pl.len()) > 0).then(rejected).alias("reject_reason")
+    )
+    prepared = built(
+        catalog,
+        tiny_set.root,
+        tmp_path / "shards",
+        options=BuildOptions(max_reject_share=1.0),
+    )
+    text = report(prepared, strips=4).read_text()
+    assert ShardSet.open(prepared[0]).manifest.totals.rejected == {"missing_header": 99}
+    assert "<b>100</b><span>records found" in text
+    assert "<b>99</b>" not in text and "<b>1</b>" not in text and ">99<" not in text
+
+
+@pytest.mark.parametrize("kept", [0, 100])
+def test_set_of_which_nothing_is_written_has_no_page(
+    tiny_set: Any, tmp_path: Path, kept: int
+) -> None:
+    catalog = tiny_set.catalog.head(kept).with_columns(pl.lit("all_zero").alias("reject_reason"))
+    with pytest.raises(UserError, match="Nothing to write"):
+        tiny.build(
+            catalog,
+            tiny_set.root,
+            tmp_path / "shards",
+            options=BuildOptions(max_reject_share=1.0),
+        )
+    assert not (tmp_path / "shards" / REPORT_NAME).exists()
+
+
+def test_quirk_that_is_rare_at_one_site_is_hidden_at_the_others(prepared) -> None:  # type: ignore[no-untyped-def]
+    shards, catalog, table = prepared
+    quirks = [
+        {"site": site, "name": name, "found": found, "published": None}
+        for site, name, found in [
+            ("S0", "over_read_missing", 1201),
+            ("S1", "over_read_missing", 2),
+            ("S0", "age_capped", 4321),
+            ("S1", "age_capped", 70),
+        ]
+    ]
+    catalog = replace(catalog, facts=replace(catalog.facts, quirks=quirks))
+    text = report((shards, catalog, table), strips=0).read_text()
+    assert "1,201" not in text and "4,321" in text
 
 
 def test_every_reject_reason_is_explained() -> None:

@@ -63,6 +63,17 @@ def test_cells_sort_by_full_value_and_undefined_ones_last():
     assert '<table class="sortable"' in text
 
 
+def test_totals_stand_below_what_is_sorted():
+    page = HtmlPage("Title")
+    page.table([Column("a"), Column("b", ",")], [["x", 1], ["y", 2]], totals=["all", 3])
+    text = page.html()
+    body, rest = text[text.index("<tbody>") :].split("</tbody>", 1)
+    assert "all" not in body
+    assert rest.startswith('<tfoot><tr><td data-sort="all">all</td>')
+    with pytest.raises(UserError, match="1 cells for 2"):
+        page.table([Column("a"), Column("b")], [], totals=["all"])
+
+
 def test_row_of_another_length_is_refused():
     with pytest.raises(UserError, match="1 cells for 2 columns"):
         HtmlPage("t").table([Column("a"), Column("b")], [["x"]])
