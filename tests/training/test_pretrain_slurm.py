@@ -200,6 +200,18 @@ def test_cancelled_run_is_saved_and_goes_on_when_it_is_submitted_again(
 
 
 @all_tests_only
+def test_run_cancelled_while_it_starts_does_not_come_back(
+    local_slurm: LocalSlurm, tiny_shards: ShardSet, tmp_path: Path
+) -> None:
+    """Its tasks do not listen to signals yet, and SIGTERM alone ends them."""
+    job = Job(local_slurm, tiny_shards, tmp_path, SHORT)
+    job._wait(lambda: len(job.ranks()) == 2 * TASKS_PER_NODE, "ranks")
+    local_slurm.run("scancel", job.id)
+    log = job.wait_until_over()
+    assert "samples seen" not in log and "is complete" not in log and job.restarts() == 0
+
+
+@all_tests_only
 @pytest.mark.parametrize("requeue", ["requeue", "resubmit"])
 def test_run_at_its_time_limit_goes_on_by_itself(
     local_slurm: LocalSlurm,
