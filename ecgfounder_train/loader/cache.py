@@ -37,6 +37,9 @@ ATTEMPTS = 3
 _PIECE_BYTES = 8 << 20
 _POLL_S = 0.05
 _PATIENCE_S = 300.0
+_OUTAGE_S = 120.0
+"""How long a store may be out of reach: shards are fetched long before they are needed."""
+_LONGEST_PAUSE_S = 15.0
 
 
 def is_url(location: Path | str) -> bool:
@@ -97,7 +100,7 @@ class ShardCache:
         folder: Where their copies go; its parent is the cache.
         manifest: What the shards must be.
         max_bytes: Most bytes of all copies in the cache.
-        attempts: How often a shard is fetched before it counts as lost.
+        attempts: How often a shard that comes damaged is fetched before it counts as lost.
     """
 
     def __init__(
@@ -274,10 +277,8 @@ class ShardCache:
 
     def _fetch(self, url: str, descriptor: int, sha256: str) -> None:
         size = os.fstat(descriptor).st_size
-        problem = ""
-        for attempt in range(self.attempts):
-            if attempt:
-                time.sleep(0.5 * 2 ** (attempt - 1))
+        damaged, pause, deadline = 0, 0.5, time.monotonic() + _OUTAGE_S
+        while True:
             try:
                 got, digest = _copy(url, descriptor, size)
             except FileNotFoundError:
@@ -286,18 +287,31 @@ class ShardCache:
             except Exception as error:
                 # Every store has errors of its own; that it failed is what counts.
                 problem = f"{type(error).__name__}: {error}"
-                continue
-            if got == size and digest == sha256:
-                return
-            problem = (
-                f"it has {got:,} bytes where the manifest says {size:,}"
-                if got != size
-                else "its SHA-256 is not the manifest's"
-            )
+                if _is_refusal(error) or time.monotonic() > deadline:
+                    break
+            else:
+                if got == size and digest == sha256:
+                    return
+                problem = (
+                    f"it has {got:,} bytes where the manifest says {size:,}"
+                    if got != size
+                    else "its SHA-256 is not the manifest's"
+                )
+                damaged += 1
+                if damaged >= self.attempts:
+                    break
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
         raise BadSampleError(
             f"Cannot fetch shard {url}: {problem}. Check the store, run scripts/verify.py where "
             "the shards were made, and copy the shard there again."
         )
+
+
+def _is_refusal(error: Exception) -> bool:
+    """True where the store answered, and asking again would get the same answer."""
+    status = getattr(error, "status", 0)
+    return isinstance(error, PermissionError) or (400 <= status < 500 and status not in (408, 429))
 
 
 def _copy(url: str, descriptor: int, size: int) -> tuple[int, str]:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.loader import EpochPlan, EvaluationBatches, Position, SampleReader
@@ -82,6 +84,41 @@ def test_batches_are_the_same_with_any_number_of_workers(
     )
     seen = [row for batch in evaluated for row in batch["rows"][batch["present"]].tolist()]
     assert seen == tiny_shards.rows("train").tolist()
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    world_size=st.integers(1, 64),
+    num_workers=st.integers(0, 8),
+    per_rank=st.integers(1, 5),
+    accumulate=st.integers(1, 3),
+)
+def test_every_sample_comes_once_at_any_number_of_ranks_and_workers(
+    tiny_shards: ShardSet,
+    plan: EpochPlan,
+    world_size: int,
+    num_workers: int,
+    per_rank: int,
+    accumulate: int,
+) -> None:
+    rows, reader = SplitRows.of(tiny_shards, "train"), SampleReader(tiny_shards)
+    ahead, held_out = ReadAhead(num_workers), SplitRows.of(tiny_shards, "val")
+    trained, evaluated, lengths = [], [], set()
+    for rank in range(world_size):
+        shape = RankShape(per_rank, accumulate, rank, world_size)
+        training = TrainingBatches(
+            reader, rows, plan, shape, Position(), plan.num_samples, read_ahead=ahead
+        )
+        evaluation = EvaluationBatches(reader, held_out, shape, ahead)
+        lengths.add((len(training), len(evaluation)))
+        for batches, seen in ((training, trained), (evaluation, evaluated)):
+            for batch in batches:
+                assert len(batch["rows"]) == per_rank
+                assert not batch["observed"][~batch["present"]].any()
+                seen += batch["rows"][batch["present"]].tolist()
+    assert sorted(trained) == tiny_shards.rows("train").tolist()
+    assert sorted(evaluated) == tiny_shards.rows("val").tolist()
+    assert len(lengths) == 1
 
 
 def test_memory_is_used_again_and_never_while_a_batch_is_held(

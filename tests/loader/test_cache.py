@@ -5,10 +5,11 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import numpy as np
@@ -27,8 +28,77 @@ from ecgfounder_train.shards import BuildOptions, ShardSet
 
 
 class _Quiet(SimpleHTTPRequestHandler):
+    """A server without ranges, as python -m http.server is."""
+
     def log_message(self, *arguments: object) -> None:
         pass
+
+
+class _Ranged(_Quiet):
+    """A server that answers ranges and asks for a whole file in pieces of unknown number."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        content = path.read_bytes()
+        if asked := self.headers.get("Range"):
+            first, last = (int(part or -1) for part in asked.removeprefix("bytes=").split("-"))
+            piece = content[first : last + 1 if last >= 0 else None]
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
+            self.send_header("Content-Length", str(len(piece)))
+            self.end_headers()
+            self.wfile.write(piece)
+            return
+        self.send_response(200)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for start in range(0, len(content), 100_000):
+            piece = content[start : start + 100_000]
+            self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+        self.wfile.write(b"0\r\n\r\n")
+
+
+class _Failing(_Quiet):
+    """A server whose answers to requests for shards are, in this order, those of `faults`."""
+
+    faults: ClassVar[list[str]] = []
+    requests: ClassVar[list[str]] = []
+
+    def copyfile(self, source: Any, outputfile: Any) -> None:
+        content = bytearray(source.read())
+        if self.path.endswith(".tar"):
+            self.requests.append(self.path)
+            fault = self.faults.pop(0) if self.faults else ""
+            if fault == "flip":
+                content[len(content) // 2] ^= 1
+            elif fault == "cut":
+                del content[len(content) // 2 :]  # the connection closes too early
+        outputfile.write(content)
+
+    def do_GET(self) -> None:
+        if self.path.endswith(".tar") and self.faults and self.faults[0].isdigit():
+            self.requests.append(self.path)
+            self.send_error(int(self.faults.pop(0)))
+            return
+        super().do_GET()
+
+
+@contextmanager
+def served(folder: Path, handler: type[_Quiet] = _Quiet) -> Iterator[str]:
+    """Serve a folder over HTTP on this machine; yields its URL."""
+    handle = partial(handler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handle) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +113,25 @@ def many_shards(tiny_set: Any, tmp_path_factory: pytest.TempPathFactory) -> Shar
 
 @pytest.fixture
 def http_url(tiny_shards: ShardSet) -> Iterator[str]:
-    handler = partial(_Quiet, directory=str(tiny_shards.folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with served(tiny_shards.folder) as url:
+        yield url
+
+
+@pytest.fixture
+def ranged_url(tiny_shards: ShardSet) -> Iterator[str]:
+    with served(tiny_shards.folder, _Ranged) as url:
+        yield url
+
+
+@pytest.fixture
+def failing_url(tiny_shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    _Failing.faults.clear()
+    _Failing.requests.clear()
+    from ecgfounder_train.loader import cache
+
+    monkeypatch.setattr(cache.time, "sleep", lambda seconds: None)
+    with served(tiny_shards.folder, _Failing) as url:
+        yield url
 
 
 @pytest.fixture
@@ -84,7 +166,7 @@ def copies(cache: Path) -> list[str]:
     return sorted(path.name for path in cache.glob("*/*.tar*"))
 
 
-@pytest.mark.parametrize("kind", ["http_url", "s3_url", "folder"])
+@pytest.mark.parametrize("kind", ["http_url", "ranged_url", "s3_url", "folder"])
 def test_samples_from_afar_are_those_of_the_shards(
     kind: str, tiny_shards: ShardSet, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -134,6 +216,46 @@ def test_shard_that_is_not_the_manifests_is_never_used(
     assert copies(tmp_path / "near") == []
     read = SampleReader(shards, on_bad_sample="quarantine").read(starts[:5])
     assert read.bad == [0, 1, 2] and read.ecg[3].any()
+
+
+@pytest.mark.parametrize("fault", ["flip", "cut", "503", "429"])
+def test_shard_that_comes_damaged_or_not_at_all_is_fetched_again(
+    fault: str, failing_url: str, tmp_path: Path
+) -> None:
+    _Failing.faults.append(fault)
+    shards = opened(failing_url, tmp_path)
+    assert SampleReader(shards).read(np.array([0])).ecg.any()
+    assert len(_Failing.requests) == 2 and shards.cache.num_fetched == 1
+
+
+def test_shard_that_always_comes_damaged_is_named_after_three_tries(
+    failing_url: str, tmp_path: Path
+) -> None:
+    _Failing.faults += ["flip"] * 9
+    shards = opened(failing_url, tmp_path)
+    name = shards.manifest.shards[0].name
+    for _ in range(2):  # once lost, nobody asks again
+        with pytest.raises(UserError, match=rf"{name}: its SHA-256 is not the manifest's"):
+            SampleReader(shards).read(np.array([0]))
+    assert len(_Failing.requests) == 3 and copies(tmp_path) == []
+
+
+def test_shard_that_is_refused_is_not_asked_for_again(failing_url: str, tmp_path: Path) -> None:
+    _Failing.faults += ["403"] * 9
+    with pytest.raises(UserError, match=r"403.*Check the store"):
+        SampleReader(opened(failing_url, tmp_path)).read(np.array([0]))
+    assert len(_Failing.requests) == 1
+
+
+def test_store_out_of_reach_is_given_up_at_last(
+    failing_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ecgfounder_train.loader import cache
+
+    _Failing.faults += ["503"] * 9
+    monkeypatch.setattr(cache, "_OUTAGE_S", 0.0)
+    with pytest.raises(UserError, match=r"Cannot fetch shard .*503"):
+        SampleReader(opened(failing_url, tmp_path)).read(np.array([0]))
 
 
 def test_transient_failure_is_tried_again(
@@ -270,6 +392,48 @@ def test_small_cache_takes_block_order_and_fetches_a_shard_once_per_epoch(
     num_train = len(plan.shard_sizes)
     assert 2 * num_train < shards.cache.num_fetched <= 3 * num_train + 2
     shards.cache.close()
+
+
+def _train_through(
+    url: str, cache: str, num_bytes: int, rank: int, results: "multiprocessing.Queue[Any]"
+) -> None:
+    shards = open_shards(url, cache, num_bytes)
+    assert isinstance(shards, CachedShardSet)
+    seen: list[tuple[int, int]] = []
+    most = 0
+    for batch in block_batches(shards, rank, 2)[1]:
+        seen += [(batch["epoch"], row) for row in batch["rows"][batch["present"]].tolist()]
+        used = sum(path.stat().st_size for path in Path(cache).glob("*/*.tar*") if path.exists())
+        most = max(most, used)
+    shards.cache.close()
+    results.put((seen, shards.cache.num_fetched, most))
+
+
+@pytest.mark.multiprocess
+def test_two_ranks_share_a_cache_smaller_than_the_set(
+    many_shards: ShardSet, tmp_path: Path
+) -> None:
+    bound = 8 * largest(many_shards)
+    assert bound < sum(entry.bytes for entry in many_shards.manifest.shards) / 2
+    context = multiprocessing.get_context("fork")
+    results: multiprocessing.Queue[Any] = context.Queue()
+    with served(many_shards.folder) as url:
+        ranks = [
+            context.Process(target=_train_through, args=(url, str(tmp_path), bound, rank, results))
+            for rank in range(2)
+        ]
+        for rank in ranks:
+            rank.start()
+        parts = [results.get(timeout=240) for _ in ranks]
+        for rank in ranks:
+            rank.join(60)
+            assert rank.exitcode == 0
+    rows = many_shards.rows("train").tolist()
+    assert sorted(parts[0][0] + parts[1][0]) == [(epoch, row) for epoch in range(3) for row in rows]
+    assert max(most for _, _, most in parts) <= bound
+    # Each shard about once per epoch for both; a rank far ahead of the other may fetch some anew.
+    num_train = len([entry for entry in many_shards.manifest.shards if entry.split == "train"])
+    assert sum(fetched for _, fetched, _ in parts) <= 2 * 3 * num_train
 
 
 def test_order_is_global_where_the_cache_holds_all(tiny_shards: ShardSet, tmp_path: Path) -> None:
