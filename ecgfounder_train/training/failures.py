@@ -35,7 +35,9 @@ _POLL_S = 1.0
 _FIRST_WORD_S = 6.0
 """How long a rank that lost its connection waits for another one's reason."""
 _BROKEN_LINK = re.compile(
-    r"gloo|NCCL|ProcessGroup|TCPStore|Connection (closed|reset|refused)|Broken pipe|Socket Timeout",
+    r"gloo|NCCL|ProcessGroup|TCPStore|Connection (closed|reset|refused)|Broken pipe|Socket Timeout"
+    # What gloo says on the first and on the other ranks when nobody answers in time.
+    r"|timeout caused pair closure|Timed out waiting",
     re.IGNORECASE,
 )
 _ATTEMPT_VARIABLES = (

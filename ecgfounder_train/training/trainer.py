@@ -12,7 +12,10 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.run_directory import RunDirectory
@@ -128,17 +131,14 @@ def create_trainer(
             timeout=timedelta(seconds=settings.ddp_timeout_s),
             gradient_as_bucket_view=True,
         )
-    plugins: list[Any] = []
-    if SLURMEnvironment.detect():
-        # Its own requeue saves inside the signal handler, which deadlocks; see `signals`.
-        plugins.append(SLURMEnvironment(auto_requeue=False))
+    environment = _environment()
     return L.Trainer(
         accelerator="gpu" if settings.on_gpu else "cpu",
         devices=settings.devices,
         num_nodes=settings.num_nodes,
         strategy=strategy,
         precision=settings.precision,  # type: ignore[arg-type]
-        plugins=plugins,
+        plugins=[] if environment is None else [environment],
         callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
@@ -156,6 +156,22 @@ def create_trainer(
         benchmark=settings.on_gpu and not settings.deterministic,
         default_root_dir=str(run.path),
     )
+
+
+def _environment() -> ClusterEnvironment | None:
+    """Return who has started the ranks of this job; None where Lightning finds out by itself.
+
+    Lightning believes in SLURM wherever an allocation is, also under torchrun and where nothing was
+    started by srun, and does not in one that is called `interactive`, as salloc calls them.
+    """
+    if TorchElasticEnvironment.detect() or "SLURM_JOB_ID" not in os.environ:
+        return None
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
+        return LightningEnvironment()
+    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        os.environ["SLURM_JOB_NAME"] = "srun"
+    # Its own requeue saves inside the signal handler, which deadlocks; see `signals`.
+    return SLURMEnvironment(auto_requeue=False)
 
 
 def _quieten_lightning() -> None:

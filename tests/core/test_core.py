@@ -221,6 +221,8 @@ def test_run_without_locks_of_the_file_system_is_trained_with_a_warning(
         ({}, 0),
         ({"SLURM_PROCID": "3"}, 3),
         ({"LOCAL_RANK": "1"}, 1),
+        ({"LOCAL_RANK": "1", "SLURM_PROCID": "0"}, 1),
+        ({"RANK": "0", "SLURM_PROCID": "3"}, 0),
         ({"RANK": "2", "LOCAL_RANK": "0"}, 2),
     ],
 )

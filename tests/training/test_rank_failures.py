@@ -1,6 +1,7 @@
 """A rank that dies ends the job, and its reason is the last thing that is said."""
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -63,11 +64,14 @@ def test_killed_rank_ends_the_job_and_is_named(
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_torchrun_trains_like_our_own_launcher(tiny_shards: ShardSet, tmp_path: Path) -> None:
+    """Inside an allocation of SLURM, both without srun."""
     settings = (*run_tools.EVERYTHING_ON, "budget.max_epochs=4", "trainer=ddp_cpu")
+    allocation = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0"}
+    allocation |= {"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "2"}
     runs = {}
     for name, launcher in (("own", ()), ("torchrun", TORCHRUN)):
         arguments = tiny_set.tiny_overrides(tiny_shards, tmp_path, name, *settings)
-        process = run_tools.command(arguments, launcher)
+        process = run_tools.command(arguments, launcher, env={**os.environ, **allocation})
         output, _ = process.communicate(timeout=run_tools.TIMEOUT_S)
         assert process.returncode == 0, output
         assert output.count("is complete") == 1
@@ -80,6 +84,7 @@ def test_torchrun_trains_like_our_own_launcher(tiny_shards: ShardSet, tmp_path: 
     [
         (torch.distributed.DistBackendError("NCCL communicator was aborted"), True),
         (RuntimeError("[/pytorch/gloo/transport/tcp/pair.cc:538] Read error: ..."), True),
+        (RuntimeError("Application timeout caused pair closure"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (UserError("Cannot reach the gloo of things"), False),
     ],
