@@ -37,6 +37,7 @@ from ecgfounder_train.shards.increments import (
     CHANGE_POLICIES,
     GONE_NAME,
     PLAN_NAME,
+    Drawing,
     StoredPlan,
     first_plan,
     next_plan,
@@ -55,7 +56,7 @@ from ecgfounder_train.shards.manifest import (
     Totals,
     read_manifest,
 )
-from ecgfounder_train.shards.plan import SortedCatalog, sort_catalog
+from ecgfounder_train.shards.plan import PlannedShard, SortedCatalog, sort_catalog
 from ecgfounder_train.shards.units import UNITS_FOLDER, UnitRecords
 from ecgfounder_train.shards.writer import BuiltShard, RecordPlace
 from ecgfounder_train.splits import PatientSplit
@@ -72,6 +73,7 @@ class BuildOptions:
 
     records_per_shard: int = 2000
     seed: int = 0
+    shards_per_pool: int = 256
     max_reject_share: float = 0.2
     max_reject_share_by_reason: Mapping[str, float] = field(default_factory=dict)
     min_rejects: int = 20
@@ -91,7 +93,7 @@ class BuildOptions:
             UserError: An unknown key or reason, or a value out of range.
         """
         options = parse_settings(cls, config, "build")
-        for key in ("records_per_shard", "tries", "num_fetches"):
+        for key in ("records_per_shard", "shards_per_pool", "tries", "num_fetches"):
             if getattr(options, key) < 1:
                 raise UserError(f"build.{key}={getattr(options, key)} must be at least 1.")
         if options.changed_records not in CHANGE_POLICIES:
@@ -109,6 +111,11 @@ class BuildOptions:
         if not all(0 <= share <= 1 for share in shares):
             raise UserError("build.max_reject_share and its exceptions must lie between 0 and 1.")
         return options
+
+    @property
+    def drawing(self) -> Drawing:
+        """How records are drawn to shards."""
+        return Drawing(self.seed, self.records_per_shard, self.shards_per_pool)
 
     @property
     def limits(self) -> RejectLimits:
@@ -232,7 +239,8 @@ def build_shards(
                     plan.sites,
                     Path(options.staging_dir) if options.staging_dir else None,
                 )
-                for shard in planned
+                # Pool by pool: what one shard had to read of folders and inodes the next finds.
+                for shard in sorted(planned, key=_first_path)
                 if shard.name not in made
             ]
             failed = _make_missing(
@@ -255,6 +263,11 @@ def build_shards(
                 f"Stopped with {len(made)} of {len(planned)} shards made in {folder}. Run the "
                 "same command again to go on from there."
             ) from None
+
+
+def _first_path(shard: PlannedShard) -> str:
+    paths = shard.records["record_path"]
+    return str(paths[0]) if len(paths) else ""
 
 
 def _make_missing(
@@ -346,7 +359,7 @@ def _plan(
     present = {path.name for path in folder.glob("*.tar")}
     former = read_plan(private) if present else None
     if former is None:
-        plan = first_plan(piles, options.seed, options.records_per_shard)
+        plan = first_plan(piles, options.drawing)
         if present and (folder / MANIFEST_NAME).exists():
             _check_plan_is_not_lost(folder, private)
     else:
@@ -354,8 +367,7 @@ def _plan(
             former,
             piles,
             record_keys,
-            seed=options.seed,
-            records_per_shard=options.records_per_shard,
+            drawing=options.drawing,
             increment=options.increment,
             changed_records=options.changed_records,
             folder=folder,

@@ -117,13 +117,21 @@ class Changes:
         return "; ".join(filter(None, parts))
 
 
-def first_plan(piles: SortedCatalog, seed: int, records_per_shard: int) -> StoredPlan:
+@dataclass(frozen=True)
+class Drawing:
+    """How records are drawn to shards: the arguments of `plan_shards`."""
+
+    seed: int
+    records_per_shard: int
+    shards_per_pool: int
+
+
+def first_plan(piles: SortedCatalog, drawing: Drawing) -> StoredPlan:
     """Return the plan of a folder that holds nothing yet."""
     return _extended(
         StoredPlan(_with_place(piles.writable.select(PLAN_COLUMNS).clear(), 0), (), piles.sites),
         piles.writable,
-        seed,
-        records_per_shard,
+        drawing,
         increment=0,
     )
 
@@ -133,8 +141,7 @@ def next_plan(
     piles: SortedCatalog,
     catalog_keys: pl.Series,
     *,
-    seed: int,
-    records_per_shard: int,
+    drawing: Drawing,
     increment: bool,
     changed_records: str,
     folder: Path,
@@ -145,8 +152,7 @@ def next_plan(
         former: The plan of the shards that are there.
         piles: The catalog of today, sorted.
         catalog_keys: All its record keys.
-        seed: Draws new records to shards.
-        records_per_shard: At most so many in one.
+        drawing: Draws new records to shards.
         increment: Whether records may be added, and may have gone.
         changed_records: What becomes of records in shards whose facts changed: `refuse`; `keep`
             them as they are; `rewrite` the shards they are in.
@@ -198,7 +204,7 @@ def next_plan(
         former.shards,
         (*former.sites, *sorted(set(piles.sites) - set(former.sites))),
     )
-    plan = _extended(kept, new, seed, records_per_shard, former.num_increments)
+    plan = _extended(kept, new, drawing, former.num_increments)
     if plan.shards != former.shards:
         _check_parts(plan, folder)
     return plan, changes
@@ -245,11 +251,11 @@ def _check_parts(plan: StoredPlan, folder: Path) -> None:
         )
 
 
-def _extended(
-    plan: StoredPlan, new: pl.DataFrame, seed: int, records_per_shard: int, increment: int
-) -> StoredPlan:
+def _extended(plan: StoredPlan, new: pl.DataFrame, drawing: Drawing, increment: int) -> StoredPlan:
     there = [split for _, split, _ in plan.shards]
-    added = plan_shards(new, seed, records_per_shard, there)
+    added = plan_shards(
+        new, drawing.seed, drawing.records_per_shard, drawing.shards_per_pool, there
+    )
     if not added:
         return plan
     return replace(

@@ -1,9 +1,10 @@
 """Which record goes to which shard: decided for all of them before anything is written."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -116,33 +117,48 @@ def plan_shards(
     writable: pl.DataFrame,
     seed: int,
     records_per_shard: int,
+    shards_per_pool: int,
     there: Sequence[str] = (),
 ) -> tuple[PlannedShard, ...]:
     """Return the shards of every split, the same for the same records in whatever order.
 
-    Each record is drawn to a shard of its split by a hash of its key and the seed, so that a shard
-    is a fair sample of the archive; within a shard, records stand in path order, which reads a
-    folder's files together. Shards of a split differ by at most one record in size.
+    The records, in path order, are cut into pools of so many shards. Within its pool and split each
+    is drawn to a shard by a hash of its key and the seed, so that a shard is a fair sample of its
+    pool; within a shard, records stand in path order. An archive of one pool is mixed throughout. A
+    larger one is not: at HEEDB's size each shard would open two files in each of a thousand
+    folders, all over the archive, and find no folder or inode in the cache that an earlier shard
+    had read. Shards of a split differ by a few records in size.
 
     Args:
         writable: The records, `sort_catalog(...).writable` or a part of it.
         seed: Draws records to shards.
         records_per_shard: At most so many in one.
+        shards_per_pool: About so many, of all splits together, in one pool.
         there: Splits of the shards that exist; numbers and names go on behind them.
     """
     shards: list[PlannedShard] = []
+    num_pools = -(-len(writable) // (records_per_shard * shards_per_pool))
     for split in SPLITS:
         before = sum(other == split for other in there)
         part = writable.filter(pl.col("split") == split).select(PLAN_COLUMNS)
-        order = np.lexsort((part["record_key"].to_numpy(), _draw(part["record_key"], seed)))
-        count = -(-len(part) // records_per_shard)
-        edges = [ordinal * len(part) // count for ordinal in range(count + 1)] if count else []
-        for ordinal in range(count):
-            chosen = order[edges[ordinal] : edges[ordinal + 1]]
-            records = part[chosen].sort("record_path", "record_key")
-            number, name = len(there) + len(shards), f"{split}-{before + ordinal:06d}.tar"
-            shards.append(PlannedShard(number, name, split, records))
+        for pool in _pieces(part.sort("record_path", "record_key"), num_pools, records_per_shard):
+            order = np.lexsort((pool["record_key"].to_numpy(), _draw(pool["record_key"], seed)))
+            count = -(-len(pool) // records_per_shard)
+            edges = [ordinal * len(pool) // count for ordinal in range(count + 1)]
+            for first, end in pairwise(edges):
+                records = pool[np.sort(order[first:end])]  # in path order, as the pool
+                number, name = len(there) + len(shards), f"{split}-{before:06d}.tar"
+                shards.append(PlannedShard(number, name, split, records))
+                before += 1
     return tuple(shards)
+
+
+def _pieces(part: pl.DataFrame, number: int, at_least: int) -> Iterator[pl.DataFrame]:
+    """Yield `number` pieces of equal size, or fewer of about `at_least` rows."""
+    number = min(number, -(-len(part) // at_least))
+    for piece in range(number):
+        first, end = piece * len(part) // number, (piece + 1) * len(part) // number
+        yield part.slice(first, end - first)
 
 
 def _draw(record_keys: pl.Series, seed: int) -> NDArray[np.uint64]:

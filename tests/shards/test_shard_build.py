@@ -9,6 +9,7 @@ import sys
 import tarfile
 import time
 from collections import Counter
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ecgfounder_train.catalog import build_catalog
 from ecgfounder_train.core.errors import RejectReason, UserError
 from ecgfounder_train.core.pseudonyms import Secret
 from ecgfounder_train.labels import Vocabulary
-from ecgfounder_train.records import read_record
+from ecgfounder_train.records import EcgRecord, read_record
 from ecgfounder_train.records.sources import open_source
 from ecgfounder_train.shards import BuildOptions, ShardSet, plan_shards, sort_catalog, verify
 from ecgfounder_train.splits import PatientSplit
@@ -134,12 +135,12 @@ def test_no_path_or_native_id_in_any_byte_of_the_shards(archive: Archive) -> Non
 
 def test_plan_does_not_depend_on_the_order_of_the_catalog(archive: Archive) -> None:
     piles = sort_catalog(archive.catalog)
-    plan = plan_shards(piles.writable, seed=3, records_per_shard=6)
+    plan = plan_shards(piles.writable, seed=3, records_per_shard=6, shards_per_pool=256)
     shuffled = sort_catalog(archive.catalog.sample(fraction=1.0, shuffle=True, seed=1))
-    again = plan_shards(shuffled.writable, seed=3, records_per_shard=6)
+    again = plan_shards(shuffled.writable, seed=3, records_per_shard=6, shards_per_pool=256)
     assert [shard.digest for shard in plan] == [shard.digest for shard in again]
     assert shuffled.rejects.equals(piles.rejects)
-    other = plan_shards(piles.writable, seed=4, records_per_shard=6)
+    other = plan_shards(piles.writable, seed=4, records_per_shard=6, shards_per_pool=256)
     assert [shard.digest for shard in plan] != [shard.digest for shard in other]
     keys = pl.concat([shard.records for shard in plan])["record_key"]
     assert sorted(keys) == sorted(piles.writable["record_key"])
@@ -147,6 +148,39 @@ def test_plan_does_not_depend_on_the_order_of_the_catalog(archive: Archive) -> N
         sizes = {len(shard.records) for shard in plan if shard.split == split}
         assert max(sizes) - min(sizes) <= 1
         assert max(sizes) <= 6
+
+
+def test_pools_keep_the_reading_to_a_few_folders_and_every_record_once(
+    archive: Archive, tmp_path: Path
+) -> None:
+    def folders_read(folder: Path, shards_per_pool: int) -> list[str]:
+        read: list[str] = []
+
+        def noting_read(path: str) -> EcgRecord:
+            read.append(path.split("/")[0])
+            return read_record(archive.root / path)
+
+        chosen = shard_archive.options(shards_per_pool=shards_per_pool)
+        shard_archive.build(
+            archive.catalog, archive.root, folder, options=chosen, read_ecg=noting_read
+        )
+        return [name for name, _ in groupby(read)]
+
+    throughout = folders_read(tmp_path / "throughout", 256)
+    pooled = folders_read(tmp_path / "pooled", 2)
+    assert content(tmp_path / "throughout") == content(archive.shards)
+    assert len(pooled) < 0.6 * len(throughout)
+    assert verify(tmp_path / "pooled").ok
+    keys = []
+    for name in ("throughout", "pooled"):
+        shards = ShardSet.open(tmp_path / name)
+        keys.append(
+            sorted(
+                (sample.record_key, sample.window, sample.ecg.tobytes())
+                for sample in map(shards.read_sample, range(len(shards)))
+            )
+        )
+    assert keys[0] == keys[1]
 
 
 def test_second_build_makes_only_what_is_missing(archive: Archive, shards: Path) -> None:
