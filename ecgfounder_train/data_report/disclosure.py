@@ -121,26 +121,39 @@ class CountSystem:
         )
 
     def _hide_beside(self, exposed: Name, group: frozenset[Name], kept: set[Name]) -> bool:
-        """Hide one large count; False where there is none."""
+        """Hide one large count; False where there is none that helps."""
         lines = self.equations(group)
         weights: dict[Name, tuple[int, int, bool, int]] = {}
         for line in lines:
-            num_hidden = sum(name in group for name in line)
-            for place, name in enumerate(line):
-                if name not in kept and self.is_open(name) and self.values[name] >= self.min_cell:
-                    alone, near, is_total, _ = weights.get(name, (0, 0, False, 0))
-                    weights[name] = (
-                        alone - (num_hidden == 1),
-                        near - (exposed in line),
-                        is_total or place == 0,
-                        self.values[name],
-                    )
+            hidden = [name for name in line if name in group]
+            # What stands alone in a sum is as good as printed.
+            bare = len(hidden) == 1
+            hideable = [
+                (place, name)
+                for place, name in enumerate(line)
+                if name not in kept and self.is_open(name) and self.values[name] >= self.min_cell
+            ]
+            if bare and not hideable:
+                return False  # nor would anything elsewhere help
+            for place, name in hideable:
+                alone, near, is_total, _ = weights.get(name, (0, 0, False, 0))
+                weights[name] = (
+                    alone - bare,
+                    near - (exposed in line),
+                    is_total or place == 0,
+                    self.values[name],
+                )
         if not weights:
             return False
-        # First what helps where a hidden count stands alone, never a total if a part will do, and
-        # of these the smallest: it loses the reader least.
+        # First what stands beside a bare count, then rather a part than a total, and of these the
+        # smallest: it loses the reader least.
         order = {name: number for number, name in enumerate(self.values)}
-        best = min(weights, key=lambda name: (weights[name][2], weights[name], order[name]))
+
+        def cost(name: Name) -> tuple[object, ...]:
+            alone, near, is_total, value = weights[name]
+            return alone == 0, is_total, alone, near, value, order[name]
+
+        best = min(weights, key=cost)
         self.covers[best] = Cover.BESIDE
         return True
 

@@ -77,6 +77,27 @@ def test_total_is_hidden_before_all_that_is_known_of_small_counts() -> None:
     assert system.range_of("rejected") == (1, 9)
 
 
+def test_two_rejected_among_many_hide_their_own_rows_only() -> None:
+    years = [str(year) for year in range(1990, 2010)]
+    rejected = {"1994": 1, "2002": 1}
+    system = CountSystem(MIN_CELL)
+    for name, value in (("written", 20_000), ("rejected", 2), ("found", 20_002)):
+        system.add(name, value)
+    for name in years:
+        few = rejected.get(name, 0)
+        cells = [("written", 1000), ("rejected", few), ("found", 1000 + few)]
+        names = [system.add((name, column), value) for column, value in cells]
+        system.add_sum(names[2], names[:2])
+    for column in ("written", "rejected", "found"):
+        system.add_sum(column, [(name, column) for name in years])
+    system.add_sum("found", ("written", "rejected"))
+    system.kept, system.kept_longest = {"written", "rejected", "found"}, {"found"}
+    system.protect()
+    hidden = {name for name in system.values if not system.is_open(name)}
+    beside = {(year, column) for year in rejected for column in ("written", "rejected")}
+    assert hidden == {"written", "rejected", *beside}
+
+
 def test_one_small_count_in_a_row_takes_a_neighbour_with_it() -> None:
     system = protected(np.array([[3, 40, 50], [60, 70, 80]]))
     hidden = [name for name in system.values if not system.is_open(name)]
