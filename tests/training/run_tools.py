@@ -9,11 +9,12 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,10 @@ _FORKS.set_forkserver_preload(["run_tools", "ecgfounder_train.training.pretrain"
 
 
 class Child:
-    """scripts/pretrain.py in a process of its own; `kill_at` makes it kill itself there."""
+    """scripts/pretrain.py in a process of its own; `kill_at` makes it kill itself there.
+
+    With an `environment` of `ranks` it is one of several.
+    """
 
     def __init__(
         self,
@@ -61,9 +65,10 @@ class Child:
         output: Path,
         kill_at: str = "",
         max_file_bytes: int = resource.RLIM_INFINITY,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.output = output
-        arguments = (list(overrides), str(output), kill_at, max_file_bytes)
+        arguments = (list(overrides), str(output), kill_at, max_file_bytes, environment or {})
         self.process = _FORKS.Process(target=_main, args=arguments)
         self.process.start()
 
@@ -87,7 +92,23 @@ class Child:
         return self.output.read_text() if self.output.exists() else ""
 
 
-def _main(overrides: list[str], output: str, kill_at: str, max_file_bytes: int) -> None:
+def ranks(count: int) -> list[dict[str, str]]:
+    """Return the environments of ranks that a batch system would start, torchrun's way."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
+def _main(
+    overrides: list[str],
+    output: str,
+    kill_at: str,
+    max_file_bytes: int,
+    environment: Mapping[str, str],
+) -> None:
+    os.environ.update(environment)
     resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, resource.RLIM_INFINITY))
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(descriptor, 1)

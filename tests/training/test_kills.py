@@ -7,8 +7,6 @@ process, and two ranks: the whole group at once, as a batch system does it, and 
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +23,6 @@ ALL = os.environ.get("ECG_TEST_TIER") == "all"
 KILLS = 20 if ALL else 3
 EPOCHS = 30 if ALL else 12
 TOTAL_STEPS = 4 * EPOCHS
-ARMED = Path(__file__).with_name("armed_pretrain.py")
 
 PLATEAU_ON_A_THREAD = (
     "schedule=plateau",
@@ -91,7 +88,6 @@ def test_run_killed_at_random_moments_is_bit_exact(
     print(f"{KILLS} kills, {kills.written} of them while a checkpoint was written")
 
 
-@pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("more", [(), PLATEAU_ON_A_THREAD], ids=["cosine", "plateau_on_a_thread"])
 def test_two_ranks_killed_at_random_moments_are_bit_exact(
@@ -100,51 +96,35 @@ def test_two_ranks_killed_at_random_moments_are_bit_exact(
     if more and not ALL:
         pytest.skip("ECG_TEST_TIER=all only")
     settings = (*EVERYTHING_ON, *more, f"budget.max_epochs={EPOCHS}", "trainer=ddp_cpu")
-    whole = armed(tiny_overrides(tiny_shards, tmp_path, "whole", *settings))
-    ended(whole, 0)
+    whole = tiny_overrides(tiny_shards, tmp_path, "whole", *settings)
+    for rank in started(whole, tmp_path):
+        assert rank.wait() == 0, rank.text()
     arguments = tiny_overrides(tiny_shards, tmp_path, "run", *settings)
     run = RunDirectory(tmp_path / "run")
     kills = Kills()
     for number, step in enumerate(kills.steps):
         aimed = AIMED.get(number, "")
-        process = armed(arguments, aimed)
-        if aimed:
-            # Rank 0 is the command itself; another rank that is left over ends by itself.
-            ended(process, -signal.SIGKILL)
-        elif number % 7 == 3:
-            kills.wait(run, step, lambda: process.poll() is None)
-            for rank in second_ranks(process):
-                os.kill(rank, signal.SIGKILL)
-            process.wait(timeout=run_tools.TIMEOUT_S)
-        else:
-            kills.wait(run, step, lambda: process.poll() is None)
-            run_tools.kill_group(process)
+        both = started(arguments, tmp_path, aimed)
+        if not aimed:
+            kills.wait(run, step, both[0].alive)
+            # Every seventh time one rank alone, and not always the same; else the whole job.
+            alone = number % 7 == 3
+            for rank in both[number % 2 :][:1] if alone else both:
+                rank.signal(signal.SIGKILL)
+        statuses = [rank.wait() for rank in both]
+        assert -signal.SIGKILL in statuses and 0 not in statuses, [rank.text() for rank in both]
         kills.note(run)
+    assert kills.written >= 1
     assert latest_step(run) < TOTAL_STEPS
-    ended(armed(arguments), 0)
+    for rank in started(arguments, tmp_path):
+        assert rank.wait() == 0, rank.text()
     assert_same_run(run, RunDirectory(tmp_path / "whole"))
     print(f"{KILLS} kills, {kills.written} of them while a checkpoint was written")
 
 
-def armed(arguments: list[str], kill_at: str = "") -> "subprocess.Popen[str]":
-    """Start a run that kills itself, or one that does not."""
-    return subprocess.Popen(
-        [sys.executable, str(ARMED), *arguments],
-        env=os.environ | {"ECG_TEST_KILL_AT": kill_at},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def ended(process: "subprocess.Popen[str]", status: int) -> None:
-    output, _ = process.communicate(timeout=20 * run_tools.TIMEOUT_S)
-    assert process.returncode == status, output
-
-
-def second_ranks(process: "subprocess.Popen[str]") -> list[int]:
-    import psutil
-
-    children = psutil.Process(process.pid).children(recursive=True)
-    return [child.pid for child in children if child.environ().get("LOCAL_RANK") == "1"]
+def started(arguments: list[str], folder: Path, kill_at: str = "") -> list[Child]:
+    """Start two ranks as a batch system does."""
+    return [
+        Child(arguments, folder / f"rank{place}.txt", kill_at, environment=environment)
+        for place, environment in enumerate(run_tools.ranks(2))
+    ]
