@@ -6,11 +6,13 @@ One preemption of two ranks by default; with ECG_TEST_TIER=all five of four rank
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import polars as pl
 import psutil
 import pytest
 import run_tools
@@ -43,9 +45,10 @@ class Job:
     """slurm/pretrain.sbatch on two nodes."""
 
     def __init__(
-        self, slurm: LocalSlurm, shards: ShardSet, runs: Path, *more: str, **exported: str
+        self, slurm: LocalSlurm, runs: Path, arguments: Sequence[str], **exported: str
     ) -> None:
         self.slurm, self.run = slurm, RunDirectory(runs / "run")
+        runs.mkdir(exist_ok=True)
         self.log = runs / "job.log"
         variables = {"PYTHON": sys.executable, **exported}
         printed = slurm.run(
@@ -60,7 +63,7 @@ class Job:
             f"--chdir={tiny_set.REPOSITORY}",
             "--export=ALL," + ",".join(f"{name}={value}" for name, value in variables.items()),
             "slurm/pretrain.sbatch",
-            *tiny_set.tiny_overrides(shards, runs, "run", *SETTINGS, *more),
+            *arguments,
         )
         self.id = printed.strip()
 
@@ -109,6 +112,12 @@ class Job:
             time.sleep(0.1)
 
 
+def submit(slurm: LocalSlurm, shards: ShardSet, runs: Path, *more: str, **exported: str) -> Job:
+    """Start a tiny run."""
+    arguments = tiny_set.tiny_overrides(shards, runs, "run", *SETTINGS, *more)
+    return Job(slurm, runs, arguments, **exported)
+
+
 @pytest.fixture(scope="module")
 def whole(
     tiny_shards: ShardSet, tmp_path_factory: pytest.TempPathFactory
@@ -145,7 +154,7 @@ def test_preempted_run_equals_the_undisturbed_one(
     whole: Callable[[str], RunDirectory],
 ) -> None:
     undisturbed = whole(LONG)
-    job = Job(local_slurm, tiny_shards, tmp_path, LONG)
+    job = submit(local_slurm, tiny_shards, tmp_path, LONG)
     for number in range(1, PREEMPTIONS + 1):
         job.wait_for_step(run_tools.latest_step(job.run) + 11)
         urgent = ("sbatch", "-p", "urgent", "-N3", "--exclusive", "-o", "/dev/null")
@@ -168,14 +177,14 @@ def test_run_on_a_node_that_dies_goes_on_elsewhere(
     tmp_path: Path,
     whole: Callable[[str], RunDirectory],
 ) -> None:
-    job = Job(local_slurm, tiny_shards, tmp_path, SHORT)
+    job = submit(local_slurm, tiny_shards, tmp_path, SHORT)
     job.wait_for_step(20)
     local_slurm.kill_node("n2")
     log = job.wait_until_over()
     if "is complete" not in log:
         # Its ranks may have found out before SLURM did, and have ended the job.
         assert "vanished without a word" in log
-        job = Job(local_slurm, tiny_shards, tmp_path, SHORT)
+        job = submit(local_slurm, tiny_shards, tmp_path, SHORT)
         log = job.wait_until_over()
     assert "Resuming run run from step-" in log
     run_tools.assert_same_run(job.run, whole(SHORT))
@@ -188,13 +197,13 @@ def test_cancelled_run_is_saved_and_goes_on_when_it_is_submitted_again(
     tmp_path: Path,
     whole: Callable[[str], RunDirectory],
 ) -> None:
-    job = Job(local_slurm, tiny_shards, tmp_path, SHORT)
+    job = submit(local_slurm, tiny_shards, tmp_path, SHORT)
     job.wait_for_step(20)
     local_slurm.run("scancel", job.id)
     log = job.wait_until_over()
     assert log.count("everything up to here is saved") == 1
     assert "is complete" not in log and job.restarts() == 0
-    again = Job(local_slurm, tiny_shards, tmp_path, SHORT)
+    again = submit(local_slurm, tiny_shards, tmp_path, SHORT)
     assert "is complete" in again.wait_until_over()
     run_tools.assert_same_run(again.run, whole(SHORT))
 
@@ -204,7 +213,7 @@ def test_run_cancelled_while_it_starts_does_not_come_back(
     local_slurm: LocalSlurm, tiny_shards: ShardSet, tmp_path: Path
 ) -> None:
     """Its tasks do not listen to signals yet, and SIGTERM alone ends them."""
-    job = Job(local_slurm, tiny_shards, tmp_path, SHORT)
+    job = submit(local_slurm, tiny_shards, tmp_path, SHORT)
     job._wait(lambda: len(job.ranks()) == 2 * TASKS_PER_NODE, "ranks")
     local_slurm.run("scancel", job.id)
     log = job.wait_until_over()
@@ -220,7 +229,7 @@ def test_run_at_its_time_limit_goes_on_by_itself(
     whole: Callable[[str], RunDirectory],
     requeue: str,
 ) -> None:
-    job = Job(local_slurm, tiny_shards, tmp_path, SHORT, ECG_REQUEUE=requeue)
+    job = submit(local_slurm, tiny_shards, tmp_path, SHORT, ECG_REQUEUE=requeue)
     job.wait_for_step(20)
     # What --signal=USR1@180 does three minutes before the limit.
     local_slurm.run("scancel", "--signal=USR1", job.id)
@@ -234,7 +243,7 @@ def test_run_at_its_time_limit_goes_on_by_itself(
 def test_killed_task_ends_the_job_and_the_reason_is_told(
     local_slurm: LocalSlurm, tiny_shards: ShardSet, tmp_path: Path
 ) -> None:
-    job = Job(local_slurm, tiny_shards, tmp_path, SHORT)
+    job = submit(local_slurm, tiny_shards, tmp_path, SHORT)
     job.wait_for_step(20)
     job.ranks()[-1].send_signal(signal.SIGKILL)
     job._wait(lambda: not job.ranks(), "end of the ranks")
@@ -252,7 +261,7 @@ def test_run_whose_first_node_loses_its_cable_goes_on_elsewhere(
 ) -> None:
     """SLURM requeues on the nodes it still hears, while the former rank 0 hangs in a collective."""
     more = (SHORT, "trainer.ddp_timeout_s=90")
-    job = Job(cabled_slurm, tiny_shards, tmp_path, *more, GLOO_SOCKET_IFNAME="eth0")
+    job = submit(cabled_slurm, tiny_shards, tmp_path, *more, GLOO_SOCKET_IFNAME="eth0")
     job.wait_for_step(20)
     cut_off, _ = job.nodes()
     cabled_slurm.cut_cable(cut_off)
@@ -272,7 +281,7 @@ def test_ranks_that_cannot_hear_each_other_end_the_job_and_say_so(
 ) -> None:
     """The network between the ranks fails, and that of SLURM does not."""
     more = (SHORT, "trainer.ddp_timeout_s=30")
-    job = Job(cabled_slurm, tiny_shards, tmp_path, *more, GLOO_SOCKET_IFNAME="eth0")
+    job = submit(cabled_slurm, tiny_shards, tmp_path, *more, GLOO_SOCKET_IFNAME="eth0")
     job.wait_for_step(20)
     nodes = job.nodes()
     cabled_slurm.cut_between(*nodes)
@@ -280,6 +289,44 @@ def test_ranks_that_cannot_hear_each_other_end_the_job_and_say_so(
     assert "vanished without a word" in log and "network" in log
     assert "is complete" not in log
     cabled_slurm.mend_between(*nodes)
-    again = Job(cabled_slurm, tiny_shards, tmp_path, *more, GLOO_SOCKET_IFNAME="eth0")
+    again = submit(cabled_slurm, tiny_shards, tmp_path, *more, GLOO_SOCKET_IFNAME="eth0")
     assert "Resuming run run from step-" in again.wait_until_over()
     run_tools.assert_same_run(again.run, whole(SHORT))
+
+
+@all_tests_only
+@pytest.mark.real_data
+def test_preempted_run_on_ptbxl_ends_with_the_metric_of_the_undisturbed_one(
+    local_slurm: LocalSlurm, real_data: Path, tmp_path: Path
+) -> None:
+    root, shards = tmp_path / "ptbxl", tmp_path / "shards"
+    unpack = [str(real_data / "unpack_ptbxl.py"), str(root), "--folds", "8,9", "--limit", "600"]
+    prepare = [
+        "scripts/prepare.py",
+        *("source=ptbxl", f"source.root={root}", f"shards={shards}", "executor=inline"),
+        *("signal=millivolt", "signal.fs=100", "labels=ptbxl_all71_super5", "split=official"),
+    ]
+    subprocess.run([sys.executable, *unpack], check=True)
+    table = root / "ptbxl_database.csv"
+    restored = {path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.hea")}
+    rows = pl.read_csv(table, infer_schema=False)
+    rows.filter(pl.col("filename_lr").is_in(restored)).write_csv(table)
+    subprocess.run([sys.executable, *prepare], cwd=tiny_set.REPOSITORY, check=True)
+    arguments = [
+        *("experiment=ptbxl_whole", f"shards={shards}", "model=net1d_500k", "trainer=ddp_cpu"),
+        *("trainer.num_threads=1", "budget.max_epochs=4", "checkpoint.every_samples=128"),
+    ]
+    runs = tmp_path / "preempted"
+    job = Job(local_slurm, runs, [*arguments, "run=run", f"paths.runs={runs}"])
+    job.wait_for_step(9)
+    local_slurm.run(
+        "sbatch", "-p", "urgent", "-N3", "--exclusive", "-o", "/dev/null", "--wrap", ":"
+    )
+    job._wait(lambda: job.restarts() == 1, "requeue")
+    assert "is complete" in job.wait_until_over()
+    devices = f"trainer.devices={2 * TASKS_PER_NODE}"
+    whole = [*arguments, devices, "run=run", f"paths.runs={tmp_path / 'whole'}"]
+    output, _ = run_tools.command(whole).communicate(timeout=TIMEOUT_S)
+    undisturbed = RunDirectory(tmp_path / "whole" / "run")
+    assert run_tools.rows(job.run)[-1]["val/macro_auroc"], output
+    run_tools.assert_same_run(job.run, undisturbed)
