@@ -131,6 +131,9 @@ def told_to_all(run: RunDirectory, world_size: int) -> Iterator[None]:
 
 def is_broken_link(error: BaseException) -> bool:
     """Tell whether an error is only what the end of another rank looks like from here."""
+    if "EADDRINUSE" in str(error):
+        # Another job has the port that the ranks were to meet at.
+        return False
     if isinstance(error, torch.distributed.DistError):
         return True
     return isinstance(error, RuntimeError) and bool(_BROKEN_LINK.search(str(error)))

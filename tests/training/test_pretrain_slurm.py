@@ -6,6 +6,7 @@ One preemption of two ranks by default; with ECG_TEST_TIER=all five of four rank
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -50,7 +51,11 @@ class Job:
         self.slurm, self.run = slurm, RunDirectory(runs / "run")
         runs.mkdir(exist_ok=True)
         self.log = runs / "job.log"
-        variables = {"PYTHON": sys.executable, **exported}
+        # Lightning's own port follows from the job's number, which another cluster on this host may
+        # give to a job at the same time.
+        with socket.create_server(("", 0)) as free:
+            port = free.getsockname()[1]
+        variables = {"PYTHON": sys.executable, "MASTER_PORT": str(port), **exported}
         printed = slurm.run(
             "sbatch",
             "--parsable",

@@ -85,6 +85,7 @@ def test_torchrun_trains_like_our_own_launcher(tiny_shards: ShardSet, tmp_path: 
         (torch.distributed.DistBackendError("NCCL communicator was aborted"), True),
         (RuntimeError("[/pytorch/gloo/transport/tcp/pair.cc:538] Read error: ..."), True),
         (RuntimeError("Application timeout caused pair closure"), True),
+        (torch.distributed.DistNetworkError("failed to listen, name: EADDRINUSE"), False),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (UserError("Cannot reach the gloo of things"), False),
     ],
