@@ -19,6 +19,8 @@ from ecgfounder_train.metrics import HistogramAuroc, macro
 from ecgfounder_train.models import count_parameters
 from ecgfounder_train.training.ema import WeightAverage
 from ecgfounder_train.training.faults import FaultCounts, FaultSettings, Suspects
+from ecgfounder_train.training.probe import COLUMNS as PROBE_COLUMNS
+from ecgfounder_train.training.probe import ExternalProbe, Ranks
 from ecgfounder_train.training.schedules import Progress, Schedule
 
 LR_RULES = ("none", "power")
@@ -128,6 +130,7 @@ class PretrainModule(L.LightningModule):
         seed: The run's seed; also keys dropout, step by step.
         average: Weight average that validation uses instead of the raw weights.
         monitored: Indices of the labels that validation's macro AUROC covers.
+        probe: Another data set on which the features are tried at validations.
     """
 
     validation_columns: tuple[str, ...] = ("val/loss", "val/macro_auroc", "val/num_labels")
@@ -148,6 +151,7 @@ class PretrainModule(L.LightningModule):
         seed: int,
         average: WeightAverage | None,
         monitored: Sequence[int],
+        probe: ExternalProbe | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -171,6 +175,9 @@ class PretrainModule(L.LightningModule):
         self.step_was_bad = False
         self._auroc = HistogramAuroc(num_labels)
         self._monitored = list(monitored)
+        self.probe = probe
+        if probe:
+            self.validation_columns = (*self.validation_columns, *PROBE_COLUMNS)
         self._val_loss = torch.zeros(2, dtype=torch.float64)
         self.validation: dict[str, float] = {}
         self.scores: tuple[float, ...] = ()
@@ -338,3 +345,11 @@ class PretrainModule(L.LightningModule):
             "val/macro_auroc": mean.value,
             "val/num_labels": mean.num_labels,
         }
+        # This validation's score is not among them yet.
+        if self.probe and self.probe.is_due(len(self.scores) + 1) and math.isfinite(total):
+            trainer = self.trainer
+            self.validation |= self.probe.measure(
+                self._validated.eval(),
+                Ranks(trainer.global_rank, trainer.world_size, self.device),
+                trainer.precision_plugin.forward_context(),
+            )

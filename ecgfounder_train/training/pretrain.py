@@ -43,6 +43,7 @@ from ecgfounder_train.training.keeper import (
 )
 from ecgfounder_train.training.loggers import create_loggers, logger_kind
 from ecgfounder_train.training.module import OptimizerSettings, PretrainModule
+from ecgfounder_train.training.probe import ExternalProbe
 from ecgfounder_train.training.schedules import create_schedule
 from ecgfounder_train.training.settings import Budget, DataSettings, EmaSettings, RunSettings
 from ecgfounder_train.training.signals import StopRequest, stay_if_preempted, stop_on_signals
@@ -254,6 +255,8 @@ def create_datamodule(
 def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config as checkpoints and loggers may hold it."""
     kept = {key: value for key, value in config.items() if key not in KEYS_WITH_PATHS}
+    if "probe" in kept:
+        kept["probe"] = dict(kept["probe"]) | {"shards": None}
     return kept | {"data": dict(config["data"]) | {"cache_dir": None, "stream": None}}
 
 
@@ -319,6 +322,7 @@ def create_module(
         seed=config["seed"],
         average=WeightAverage(model, half_life) if half_life else None,
         monitored=_monitored(manifest.vocabulary, config["budget"]["validate_group"]),
+        probe=ExternalProbe.from_config(config, shards, settings.world_size),
     )
     return module, facts
 

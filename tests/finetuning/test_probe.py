@@ -13,10 +13,11 @@ from sklearn.metrics import mean_absolute_error, r2_score
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.finetuning.crops import all_crops, check_crops, mean_over_crops, random_crop
 from ecgfounder_train.finetuning.layers import layer_groups
-from ecgfounder_train.finetuning.probe import fit_head, fit_logistic, fit_ridge
+from ecgfounder_train.finetuning.probe import fit_head
 from ecgfounder_train.losses import MaskedRegression
 from ecgfounder_train.metrics import regression_intervals
 from ecgfounder_train.models import create_model
+from ecgfounder_train.models.linear_readout import fit_logistic, fit_ridge
 from ecgfounder_train.training.module import OptimizerSettings
 
 

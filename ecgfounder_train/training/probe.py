@@ -1,0 +1,226 @@
+"""What frozen features are worth on another data set, measured while the run goes on.
+
+At a validation the network that validation looks at (the weight average, if there is one) computes
+the features of some windows of the other set; a logistic regression per label is fitted on its
+train part and scored on its val part. Nothing of it goes back into training: no random number is
+drawn, and best.ckpt is chosen by the run's own validation.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed
+from torch import Tensor
+
+from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.settings import parse_settings
+from ecgfounder_train.loader import EvaluationBatches, SampleReader
+from ecgfounder_train.loader.batches import RankShape, ReadAhead, labels_of
+from ecgfounder_train.loader.cache import is_url, open_shards
+from ecgfounder_train.loader.epoch_plan import PADDING
+from ecgfounder_train.loader.transforms import BatchTransform
+from ecgfounder_train.metrics import macro, ranking_metrics
+from ecgfounder_train.models import Net1D
+from ecgfounder_train.models.linear_readout import fit_logistic
+from ecgfounder_train.records import SignalProfile
+from ecgfounder_train.shards import ShardSet
+from ecgfounder_train.training.settings import DataSettings
+
+COLUMNS = ("probe/macro_auroc", "probe/num_labels")
+"""What a probe adds to metrics.csv; empty where it was not due."""
+PARTS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """The probe on another data set.
+
+    Args:
+        shards: Folder or URL of its shards, made with the run's signal profile; None: no probe.
+        every_validations: Probe at every so many validations.
+        max_records: Windows of each part at most, the same ones every time.
+        penalty: Strength of the readout's L2 penalty, on standardised features.
+    """
+
+    shards: str | None = None
+    every_validations: int = 1
+    max_records: int = 2000
+    penalty: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name in ("every_validations", "max_records"):
+            if getattr(self, name) < 1:
+                raise UserError(f"probe.{name}={getattr(self, name)} must be at least 1.")
+        if self.penalty <= 0:
+            raise UserError(f"probe.penalty={self.penalty} must be above 0.")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "ProbeSettings":
+        """Return the settings of a config's `probe` section."""
+        return parse_settings(cls, config, "probe")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This rank among the others, and where it computes."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+
+class ExternalProbe:
+    """A data set that a run's features are tried on.
+
+    Args:
+        shards: The other set.
+        settings: How often, and on how much of it.
+        trained_on: The run's own shards, whose signal profile the features belong to.
+        lead_choice: What the network sees; see `BatchTransform`.
+        batch_size: Windows per forward pass of a rank.
+
+    Raises:
+        UserError: The sets do not go together, or a part is empty.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        settings: ProbeSettings,
+        trained_on: ShardSet,
+        lead_choice: str,
+        batch_size: int,
+    ) -> None:
+        own, other = trained_on.manifest, shards.manifest
+        if own.fingerprints["signal_profile"] != other.fingerprints["signal_profile"]:
+            raise UserError(
+                f"probe.shards={settings.shards} were made with another signal profile "
+                f"({other.signal.get('name')}, {other.signal.get('fs')} Hz) than the shards that "
+                f"are trained on ({own.signal.get('name')}, {own.signal.get('fs')} Hz). Prepare "
+                "them with the same signal=."
+            )
+        self.shards = shards
+        self.settings = settings
+        self.batch_size = batch_size
+        self.transform = BatchTransform(
+            other.leads, SignalProfile.from_config(other.signal).load_normalisation, lead_choice
+        )
+        self.parts = {part: _some(shards.rows(part), settings.max_records) for part in PARTS}
+        for part, rows in self.parts.items():
+            if not len(rows):
+                raise UserError(
+                    f"probe.shards={settings.shards} hold no {part} samples. Prepare them with a "
+                    "split that has train and val parts."
+                )
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], trained_on: ShardSet, world_size: int
+    ) -> "ExternalProbe | None":
+        """Return the probe of a whole config, None where it asks for none."""
+        settings = ProbeSettings.from_config(config.get("probe") or {})
+        if settings.shards is None:
+            return None
+        data = DataSettings.from_config(config["data"])
+        # What is not far away needs no copies, which would push out those of the training set.
+        cache = data.cache_dir if is_url(settings.shards) else None
+        shards = open_shards(settings.shards, cache, data.cache_bytes)
+        return cls(shards, settings, trained_on, data.lead_choice, data.per_rank(world_size))
+
+    def is_due(self, number: int) -> bool:
+        """Tell whether the validation of this number, counted from 1, comes with a probe."""
+        return number % self.settings.every_validations == 0
+
+    @torch.no_grad()
+    def measure(
+        self, model: torch.nn.Module, ranks: Ranks, precision: AbstractContextManager[Any]
+    ) -> dict[str, float]:
+        """Return the columns of metrics.csv; the same on every rank, all of which must call it.
+
+        Args:
+            model: Whose features are tried; in evaluation mode.
+            ranks: The features are computed by all, the readout is fitted by the first.
+            precision: Context of the forward pass.
+        """
+        assert isinstance(model, Net1D) and not model.training
+        with precision:
+            found = {part: self._features(model, rows, ranks) for part, rows in self.parts.items()}
+        values = torch.full((2,), float("nan"), dtype=torch.float64)
+        if ranks.rank == 0:
+            values = torch.tensor(self._score(found), dtype=torch.float64)
+        if ranks.world_size > 1:
+            shown = values.to(ranks.device)
+            torch.distributed.broadcast(shown, src=0)
+            values = shown.cpu()
+        return dict(zip(COLUMNS, (float(values[0]), int(values[1])), strict=True))
+
+    def _features(
+        self, model: Net1D, rows: npt.NDArray[np.int64], ranks: Ranks
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Return index rows in order and their features (n, C), those of all ranks.
+
+        A sample that cannot be read is left out with a warning: a probe ends no run.
+        """
+        batches = EvaluationBatches(
+            SampleReader(self.shards, on_bad_sample="quarantine"),
+            rows,
+            RankShape(self.batch_size, 1, ranks.rank, ranks.world_size),
+            ReadAhead(pin_memory=ranks.device.type == "cuda"),
+        )
+        features, places = [], []
+        for batch in batches:
+            moved = {
+                key: value.to(ranks.device) if isinstance(value, Tensor) else value
+                for key, value in batch.items()
+            }
+            signal, _, _ = self.transform(moved, training=False)
+            features.append(model.forward_features(signal)[1].float())
+            places.append(torch.where(moved["present"], moved["rows"], PADDING))
+        mine = torch.cat(features), torch.cat(places)
+        if ranks.world_size > 1:
+            # Every rank has the same number of batches, the last ones padded.
+            for_all = [[torch.empty_like(part) for _ in range(ranks.world_size)] for part in mine]
+            for part, everyone in zip(mine, for_all, strict=True):
+                torch.distributed.all_gather(everyone, part)
+            mine = torch.cat(for_all[0]), torch.cat(for_all[1])
+        where = mine[1].cpu().numpy()
+        order = np.argsort(where, kind="stable")
+        order = order[where[order] != PADDING]
+        return where[order], mine[0].cpu().numpy()[order]
+
+    def _score(
+        self, found: Mapping[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]
+    ) -> tuple[float, float]:
+        """Return the macro AUROC of the readout on the val part, and of how many labels."""
+        (train_rows, train), (val_rows, val) = (found[part] for part in PARTS)
+        if not len(train) or not np.isfinite(train).all() or not np.isfinite(val).all():
+            return float("nan"), 0.0
+        x = torch.from_numpy(train).double()
+        mean, std = x.mean(0), x.std(0, correction=0).clamp(min=1e-6)
+        targets, observed = self._truth(train_rows)
+        y = torch.from_numpy(np.where(observed != 0, targets, np.nan).astype(np.float64))
+        [(weight, bias)] = fit_logistic((x - mean) / std, y, (self.settings.penalty,))
+        logits = ((torch.from_numpy(val).double() - mean) / std) @ weight.T + bias
+        scored = ranking_metrics(logits.numpy(), *self._truth(val_rows))
+        # Without both values in training the readout is a constant, which says nothing.
+        learnt = ((y == 1).any(0) & (y == 0).any(0)).numpy()
+        mean_area = macro(scored.auroc[learnt], scored.num_positives[learnt])
+        return mean_area.value, float(mean_area.num_labels)
+
+    def _truth(
+        self, rows: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        present = np.ones(len(rows), np.bool_)
+        return labels_of(self.shards.index[rows], present, self.shards.layout.num_labels)
+
+
+def _some(rows: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
+    """Return that many rows at most, always the same ones, ascending."""
+    if len(rows) <= most:
+        return rows
+    return np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
