@@ -230,7 +230,7 @@ class SignalProfile:
         if not peak <= self.limits["max_abs_mv"]:
             raise RejectedRecordError(
                 RejectReason.AMPLITUDE,
-                f"{peak:.3g} mV, beyond {self.limits['max_abs_mv']:g} mV",
+                f"{peak:.4g} mV, beyond {self.limits['max_abs_mv']:g} mV",
             )
         return ecg
 

@@ -39,6 +39,18 @@ def prepare(root: Path, folder: Path, secret: Path) -> "subprocess.Popen[bytes]"
     return subprocess.Popen([sys.executable, "scripts/prepare.py", *arguments], cwd=REPOSITORY)
 
 
+def workers_of(driver: int) -> list[psutil.Process]:
+    """Return the Dask workers of a build; one that was killed before may still be a zombie."""
+    found = []
+    for child in psutil.Process(driver).children(recursive=True):
+        try:
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.NoSuchProcess:  # which a ZombieProcess is
+            continue
+    return found
+
+
 def disturb(root: Path, folder: Path, secret: Path, kills: int) -> int:
     """Build with so many SIGKILLs of workers and drivers in turn; return how many fell."""
     moments = random.Random(1)
@@ -52,11 +64,7 @@ def disturb(root: Path, folder: Path, secret: Path, kills: int) -> int:
             continue
         num_made = made  # at most one kill per shard, so that the build gets on
         time.sleep(moments.uniform(0, 3))
-        workers = [
-            child
-            for child in psutil.Process(process.pid).children(recursive=True)
-            if "spawn_main" in " ".join(child.cmdline())
-        ]
+        workers = workers_of(process.pid)
         if fallen % 2 == 0 and workers:
             moments.choice(workers).kill()
         elif process.poll() is None:
