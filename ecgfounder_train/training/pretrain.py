@@ -16,7 +16,7 @@ from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.core.fingerprints import fingerprint
 from ecgfounder_train.core.ranks import is_rank_zero
 from ecgfounder_train.core.run_directory import COMMAND_MARK, RunDirectory
-from ecgfounder_train.loader.cache import open_shards
+from ecgfounder_train.loader.cache import is_url, open_shards
 from ecgfounder_train.loader.datamodule import ShardDataModule
 from ecgfounder_train.loader.epoch_plan import EpochPlan
 from ecgfounder_train.loader.order import create_plan
@@ -80,6 +80,13 @@ def _train(
     if data.reader == "webdataset":
         # What is streamed need not lie beside the manifest.
         shards = ShardSet.open(config["shards"], check_files=data.stream is None)
+    elif (
+        data.on_bad_sample == "quarantine"
+        and data.cache_dir is None
+        and not is_url(config["shards"])
+    ):
+        # What was cut or lost under way must not keep the run from being started again.
+        shards = ShardSet.open(config["shards"], check_files=False)
     else:
         shards = open_shards(config["shards"], data.cache_dir, data.cache_bytes)
     require_split(shards, config.get("expect_split"))

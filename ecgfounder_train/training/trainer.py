@@ -188,7 +188,12 @@ def versions() -> dict[str, str]:
     """Return the versions of what decides about numbers."""
     names = ("torch", "lightning", "numpy", "scipy", "wfdb", "webdataset")
     found = {name: version(name) for name in names}
-    return found | {"python": platform.python_version(), "ecgfounder_train": _own_version()}
+    found |= {"python": platform.python_version(), "ecgfounder_train": _own_version()}
+    if torch.cuda.is_available():
+        nccl = ".".join(str(number) for number in torch.cuda.nccl.version())
+        found |= {"cuda": str(torch.version.cuda), "nccl": nccl}
+        found["cudnn"] = str(torch.backends.cudnn.version())
+    return found
 
 
 def _own_version() -> str:
@@ -198,7 +203,7 @@ def _own_version() -> str:
 
 
 def hardware(settings: TrainerSettings) -> dict[str, Any]:
-    """Return device kind, ranks and precision; no host name, no serial number."""
+    """Return device kind, ranks, precision and what else decides about bits; no host name."""
     device = torch.cuda.get_device_name() if settings.on_gpu else platform.machine() + " CPU"
     return {
         "device": device,
@@ -206,5 +211,7 @@ def hardware(settings: TrainerSettings) -> dict[str, Any]:
         "num_nodes": settings.num_nodes,
         "threads": torch.get_num_threads(),
         "precision": str(settings.precision),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "deterministic": settings.deterministic,
+        "cudnn_benchmark": settings.on_gpu and not settings.deterministic,
     }
