@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,20 @@ class Predictions:
         """Number of patients, or None where any record's patient is unknown."""
         patients = set(self.patient_key.tolist())
         return None if None in patients or not patients else len(patients)
+
+    def of_labels(self, chosen: NDArray[np.bool_]) -> "Predictions":
+        """Return the same rows with the chosen columns alone.
+
+        Shape:
+            chosen: (K,).
+        """
+        return replace(
+            self,
+            labels=tuple(name for name, kept in zip(self.labels, chosen, strict=True) if kept),
+            logits=self.logits[:, chosen],
+            targets=self.targets[:, chosen],
+            observed=self.observed[:, chosen],
+        )
 
     def require(self, fingerprints: Mapping[str, str]) -> None:
         """Refuse to be compared with something made under other settings.

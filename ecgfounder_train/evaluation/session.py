@@ -1,13 +1,14 @@
 """One evaluation from its config: predictions, thresholds, controls, report, comparison."""
 
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import yaml
 
@@ -174,6 +175,7 @@ class Evaluation:
             variant = str(self.config["map"])
             parts.append("" if variant == "ours" else Path(variant).stem)
         parts.append("" if self.config["crops"] == 1 else f"{self.config['crops']}crops")
+        parts.append(str(self.config["group"] or "").replace(":", "_"))
         return "-".join(filter(None, parts))
 
     @property
@@ -404,13 +406,19 @@ class Evaluation:
                 "and these are weights without a run."
             )
         notes, groups = self._notes(label_map)
+        chosen = _in_group(self.trained.labels, groups, self.config["group"])
+        if not chosen.all():
+            remarks.append(
+                f"{int(chosen.sum())} of the {len(chosen)} labels are evaluated here: "
+                f"group={self.config['group']}."
+            )
         assessment = assess(
-            evaluated.predictions,
+            evaluated.predictions.of_labels(chosen),
             notes,
             groups,
             decisions,
             self.config["threshold"],
-            self.controls(evaluated),
+            {name: other.of_labels(chosen) for name, other in self.controls(evaluated).items()},
         )
         mistakes = self._write_mistakes(assessment)
         title = f"{'Run' if self.run else 'Weights'} {self.called}, " + (
@@ -563,6 +571,28 @@ def evaluate(config: Mapping[str, Any]) -> Path:
         list(dict.fromkeys(_flat(result.remarks for result in results))),
         provenance | {"commit of the code": _commit()},
     )
+
+
+def _in_group(
+    labels: Sequence[str], groups: Mapping[str, str], group: str | None
+) -> npt.NDArray[np.bool_]:
+    """Return which labels belong to the group, or with `not:GROUP` which do not.
+
+    Raises:
+        UserError: No label does.
+    """
+    if group is None:
+        return np.ones(len(labels), bool)
+    name = group.removeprefix("not:")
+    own = [(groups.get(label) or "").split("|") for label in labels]
+    chosen = np.array([(name in names) == (name == group) for names in own])
+    if not any(name in names for names in own) or not chosen.any():
+        known = {each for names in own for each in names if each}
+        raise UserError(
+            f"group={group!r}: the labels have no such group. "
+            f"Valid, also behind not: {', '.join(sorted(known)) or 'none'}."
+        )
+    return chosen
 
 
 def _stem(path: Path) -> str:

@@ -84,6 +84,26 @@ def test_own_shards_give_report_table_thresholds_and_page_of_mistakes(runs):
     assert f"{stored.num_records:,} records by the mean" in html
 
 
+def test_a_group_of_labels_is_reported_alone_with_the_numbers_of_the_whole(runs):
+    evaluate(config_of(runs, "run=twelve", "split=val"))
+    evaluation = Evaluation(config_of(runs, "run=twelve", "split=val"), "twelve")
+    whole = pl.read_csv(evaluation.folder / "report.csv")
+    # The vocabulary has one group; another is made of two of its five labels.
+    groups = evaluation.shards.manifest.vocabulary["groups"]
+    groups[1:3] = ["form|rhythm", "rhythm"]
+    parts = {"rhythm": whole[1:3], "not:rhythm": whole[[0, 3, 4]], "form": whole[1:2]}
+    evaluated = evaluation.evaluate()
+    for group, expected in parts.items():
+        evaluation.config = {**evaluation.config, "group": group}
+        page = evaluation.write(evaluated)
+        assert page.parent.name == f"val-{group.replace(':', '_')}"
+        found = pl.read_csv(page.parent / "report.csv")
+        assert found.drop("group").equals(expected.drop("group"))
+    evaluation.config = {**evaluation.config, "group": "rythm"}
+    with pytest.raises(UserError, match=r"group='rythm'.*form, rhythm, superclass"):
+        evaluation.write(evaluated)
+
+
 def test_shards_with_other_labels_are_refused_by_name(runs, tiny_shards, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(tiny_shards.folder, other)
