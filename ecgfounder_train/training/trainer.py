@@ -130,6 +130,10 @@ def create_trainer(
             process_group_backend="nccl" if settings.on_gpu else "gloo",
             timeout=timedelta(seconds=settings.ddp_timeout_s),
             gradient_as_bucket_view=True,
+            # Keeps DDP from sorting its buckets anew after the first step of every start. Of more
+            # than two ranks the order of a sum follows the place in the bucket, so the first step
+            # after a restart would differ from the undisturbed run's in the last bit.
+            find_unused_parameters=settings.deterministic or not settings.on_gpu,
         )
     environment = _environment()
     return L.Trainer(
@@ -181,6 +185,8 @@ def _quieten_lightning() -> None:
     warnings.filterwarnings("ignore", module="lightning.*")
     # Weights of 1x1 convolutions have ambiguous strides; the copy DDP makes of them is negligible.
     warnings.filterwarnings("ignore", message="Grad strides do not match")
+    # All are used; see `create_trainer`.
+    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
