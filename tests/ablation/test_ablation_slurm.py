@@ -1,13 +1,13 @@
 """Members as jobs of a real SLURM: submitted, waited for, found again, all finished."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from ablation_tools import ablation_config
+from slurm_cluster import LocalSlurm
 
 from ecgfounder_train.ablation.running import MemberJob, run_ablation
 from ecgfounder_train.core.errors import UserError
@@ -17,20 +17,17 @@ from ecgfounder_train.shards import ShardSet
 SLURM = "hydra/launcher=submitit_slurm"
 
 
-def needs_slurm() -> None:
-    if shutil.which("sbatch") is None or not os.environ.get("SLURM_CONF"):
-        pytest.skip("no SLURM: start one and set SLURM_CONF")
-    answer = subprocess.run(["sinfo"], capture_output=True, check=False)
-    if answer.returncode:
-        pytest.skip("SLURM does not answer")
-
-
 @pytest.mark.slurm
 @pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("ECG_TEST_TIER") != "all", reason="ECG_TEST_TIER=all only")
 def test_launcher_of_the_issue_trains_every_member_without_accounting(
-    tiny_shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    local_slurm: LocalSlurm,
+    tiny_shards: ShardSet,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    needs_slurm()
+    monkeypatch.setenv("SLURM_CONF", local_slurm.env["SLURM_CONF"])
     words = [SLURM, "hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1"]
     config = ablation_config(tiny_shards, tmp_path, *words, "ablation.axes.seed=[0]")
     assert run_ablation(config) == 0

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
@@ -73,11 +74,10 @@ class Job:
         self.id = printed.strip()
 
     def wait_for_step(self, step: int) -> None:
-        def reached() -> bool:
-            assert self.slurm.jobs(), f"over before step {step}: {self.log.read_text()}"
-            return run_tools.latest_step(self.run) >= step
+        self._wait_while_it_runs(lambda: run_tools.latest_step(self.run) >= step, f"step {step}")
 
-        self._wait(reached, f"step {step}")
+    def wait_for_requeue(self, number: int) -> None:
+        self._wait_while_it_runs(lambda: self.restarts() == number, f"requeue {number}")
 
     def wait_until_over(self) -> str:
         """Return the log once no job is left in the queue."""
@@ -108,6 +108,13 @@ class Job:
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
         return [found[rank] for rank in sorted(found)]
+
+    def _wait_while_it_runs(self, condition: Callable[[], object], what: str) -> None:
+        def reached() -> object:
+            assert self.slurm.jobs(), f"over before {what}: {self.log.read_text()}"
+            return condition()
+
+        self._wait(reached, what)
 
     def _wait(self, condition: Callable[[], object], what: str) -> None:
         deadline = time.monotonic() + TIMEOUT_S
@@ -158,21 +165,21 @@ def test_preempted_run_equals_the_undisturbed_one(
     tmp_path: Path,
     whole: Callable[[str], RunDirectory],
 ) -> None:
-    undisturbed = whole(LONG)
     job = submit(local_slurm, tiny_shards, tmp_path, LONG)
-    for number in range(1, PREEMPTIONS + 1):
-        job.wait_for_step(run_tools.latest_step(job.run) + 11)
-        urgent = ("sbatch", "-p", "urgent", "-N3", "--exclusive", "-o", "/dev/null")
-        local_slurm.run(*urgent, "--wrap", "sleep 1")
-        job._wait(lambda number=number: job.restarts() == number, f"requeue {number}")  # type: ignore[misc]
-        assert run_tools.latest_step(job.run) < run_tools.latest_step(undisturbed), (
-            "nothing was left"
-        )
+    with ThreadPoolExecutor() as beside:
+        for number in range(1, PREEMPTIONS + 1):
+            job.wait_for_step(run_tools.latest_step(job.run) + 11)
+            urgent = ("sbatch", "-p", "urgent", "-N3", "--exclusive", "-o", "/dev/null")
+            local_slurm.run(*urgent, "--wrap", "sleep 1")
+            if number == 1:
+                # Now the machine has nothing else to do until the grace time is over.
+                undisturbed = beside.submit(whole, LONG)
+            job.wait_for_requeue(number)
     log = job.wait_until_over()
     assert log.count("everything up to here is saved") == PREEMPTIONS
     assert log.count("Resuming run run from step-") == PREEMPTIONS
     assert "is complete" in log
-    run_tools.assert_same_run(job.run, undisturbed)
+    run_tools.assert_same_run(job.run, undisturbed.result())
 
 
 @all_tests_only
@@ -270,7 +277,7 @@ def test_run_whose_first_node_loses_its_cable_goes_on_elsewhere(
     job.wait_for_step(20)
     cut_off, _ = job.nodes()
     cabled_slurm.cut_cable(cut_off)
-    job._wait(lambda: job.restarts() == 1, "requeue")
+    job.wait_for_requeue(1)
     log = job.wait_until_over()
     assert log.count("Resuming run run from step-") == 1
     assert "is complete" in log
@@ -327,7 +334,7 @@ def test_preempted_run_on_ptbxl_ends_with_the_metric_of_the_undisturbed_one(
     local_slurm.run(
         "sbatch", "-p", "urgent", "-N3", "--exclusive", "-o", "/dev/null", "--wrap", ":"
     )
-    job._wait(lambda: job.restarts() == 1, "requeue")
+    job.wait_for_requeue(1)
     assert "is complete" in job.wait_until_over()
     devices = f"trainer.devices={2 * TASKS_PER_NODE}"
     whole = [*arguments, devices, "run=run", f"paths.runs={tmp_path / 'whole'}"]
