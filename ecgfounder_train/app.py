@@ -9,6 +9,7 @@ further ranks with the very same command line. Anything that is Hydra's own (`--
 `--cfg job`, `--info`, ...) goes to `hydra.main` unchanged.
 """
 
+import errno
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -28,13 +29,29 @@ from ecgfounder_train.core.ranks import is_rank_zero, process_rank
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 INTERRUPTED = 130
 
+# What the machine refuses is never our mistake alone; the place that met it need not foresee it.
+_REFUSED = {
+    errno.EACCES: "Change its permissions or name another place.",
+    errno.EPERM: "Change its permissions or name another place.",
+    errno.EROFS: "Name a place that can be written.",
+    errno.ENOSPC: "Free space or name another disk.",
+    errno.EDQUOT: "Free space or name another disk.",
+    errno.ENOTDIR: "A file stands where a folder is wanted: move it or name another place.",
+    errno.EISDIR: "A folder stands where a file is wanted: name a file.",
+    errno.ENAMETOOLONG: "Take a shorter name.",
+    errno.EIO: "The disk or file server fails: look after it.",
+    errno.ESTALE: "The file server has lost it: look after it.",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n).",
+}
+
 Task = Callable[[dict[str, Any]], int | None]
 
 
 def run(verb: str, task: Task) -> NoReturn:
     """Run a script's task with the config its command line asks for, and exit.
 
-    Exit status: 0 done, 1 a mistake that the message explains, 130 interrupted.
+    Exit status: 0 done, 1 a mistake or a refusal of the machine (no permission, a full disk) that
+    the message explains, 130 interrupted.
     """
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
@@ -135,6 +152,17 @@ def _guarded(action: Callable[[], int | None]) -> int:
         # A damaged shard may show on one rank alone, so none keeps silent.
         who = "error" if is_rank_zero() else f"error on rank {process_rank()}"
         print(f"{who}: {error}", file=sys.stderr, flush=True)
+        return 1
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        who = "error" if is_rank_zero() else f"error on rank {process_rank()}"
+        what = f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+        print(
+            f"{who}: {what} {_REFUSED[error.errno]} Then run the same command again.",
+            file=sys.stderr,
+            flush=True,
+        )
         return 1
     except KeyboardInterrupt as error:
         remedy = str(error) or "Run the same command again."

@@ -34,6 +34,10 @@ from ecgfounder_train.shards.sample import TAR_END, Sample, SampleLayout
 SHAPES = {"12x5000": (12, 5000, 500.0), "12x1000": (12, 1000, 100.0), "1x5000": (1, 5000, 500.0)}
 NUM_LABELS = 150
 SAMPLES_PER_SHARD = 1000
+GOAL_ECG_PER_S = 25_000
+GOAL_RATIO = 6.0
+GOAL_RESTART = 1.1
+"""First batch at 90 % of an epoch, as a multiple of the one at its beginning."""
 
 
 @dataclass(frozen=True)
@@ -345,11 +349,21 @@ def _outcome(
         f"{resident['small'] / 1e6:.0f} MB with {settings.num_samples:,} index rows, "
         f"{resident['large'] / 1e6:.0f} MB with {settings.index_rows:,}.",
     ]
+    rate, ratio = record[first]["cpu_per_s"]["1 workers"], record[first]["ratio_cpu"]
+    goals = {
+        f"{rate:,} ECG/s per core of {first}, goal {GOAL_ECG_PER_S:,}": rate >= GOAL_ECG_PER_S,
+        f"{ratio:.1f} times plain WebDataset, goal {GOAL_RATIO:g}": ratio >= GOAL_RATIO,
+        f"restart at 90 % takes {later / fresh:.2f} times a fresh start, goal {GOAL_RESTART}": (
+            later / fresh <= GOAL_RESTART
+        ),
+    }
+    lines += [f"{'met' if met else 'MISSED':<7}{goal}" for goal, met in goals.items()]
     return Outcome(
         "\n".join(lines),
         {
-            "ratio": record[first]["ratio_cpu"],
-            "ecg_per_cpu_s": record[first]["cpu_per_s"]["1 workers"],
+            "ratio": ratio,
+            "goals_met": all(goals.values()),
+            "ecg_per_cpu_s": rate,
             "restart_ratio": round(later / fresh, 3),
             "restart_s": later,
             "resident_growth_bytes": resident["large"],

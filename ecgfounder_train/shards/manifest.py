@@ -152,6 +152,11 @@ def read_manifest(folder: Path | str) -> Manifest:
     folder = Path(folder)
     path = folder / MANIFEST_NAME
     if not folder.is_dir():
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(folder)):
+            raise UserError(
+                f"{folder} is a URL. Pretraining and evaluation read shards from URLs through a "
+                "cache; for anything else copy the folder to a disk of this machine first."
+            )
         raise UserError(f"There is no folder {folder}. Set shards= to what prepare wrote.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

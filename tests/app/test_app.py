@@ -187,6 +187,8 @@ def test_added_and_nested_keys_reach_the_task(monkeypatch: pytest.MonkeyPatch) -
     [
         (UserError("mend it"), 1, "error: mend it"),
         (RejectedRecordError(RejectReason.ALL_ZERO, "flat"), 1, "error: all_zero: flat"),
+        (PermissionError(13, "Permission denied", "/a/b"), 1, "error: /a/b: Permission denied. Ch"),
+        (OSError(28, "No space left on device"), 1, "error: No space left on device. Free space"),
         (KeyboardInterrupt(), 130, "interrupted. Run the same command again."),
         (KeyboardInterrupt("Half is done."), 130, "interrupted. Half is done."),
     ],
@@ -205,12 +207,13 @@ def test_exit_status_and_message_follow_from_the_error(
     assert message in capsys.readouterr().err
 
 
-def test_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError, FileNotFoundError(2, "No such file", "x")])
+def test_bug_shows_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def task(config: dict[str, Any]) -> None:
-        raise ZeroDivisionError
+        raise error
 
     monkeypatch.setattr(sys, "argv", ["verify.py", "shards=x"])
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises((ZeroDivisionError, FileNotFoundError)):
         app.run("verify", task)
 
 
