@@ -31,7 +31,7 @@ class Exclusions:
             UserError: Unknown key, or a file that cannot be read.
         """
         lists = {}
-        for key, file in (config or {}).items():
+        for key, file in _section(config, "exclude").items():
             if key not in ("records", "patients"):
                 raise UserError(
                     f"exclude.{key} is not a setting.{did_you_mean(key, ('records', 'patients'))}"
@@ -84,10 +84,17 @@ class Selection:
             UserError: Unknown key, a value out of range, or a list that cannot be read.
         """
         valid = ("max_records_per_patient",)
-        for key in catalog or {}:
+        settings = _section(catalog, "catalog")
+        for key in settings:
             if key not in valid:
                 raise UserError(f"catalog.{key} is not a setting.{did_you_mean(key, valid)}")
-        return cls(Exclusions.from_config(exclude), **(catalog or {}))
+        return cls(Exclusions.from_config(exclude), **settings)
+
+
+def _section(config: object, key: str) -> Mapping[str, Any]:
+    if config is not None and not isinstance(config, Mapping):
+        raise UserError(f"{key}={config} must be left out or hold settings, as {key}.KEY=VALUE.")
+    return config or {}
 
 
 def record_names(records: pl.DataFrame) -> pl.DataFrame:

@@ -361,7 +361,8 @@ def _parse_profile(config: Mapping[str, Any]) -> SignalProfile:
         if _STAGE_KEYS[stage]
     }
     overrides: dict[str, dict[str, dict[str, Any]]] = {}
-    for site, sections in (config.get("site_overrides") or {}).items():
+    by_site = _mapping(config.get("site_overrides") or {}, "signal.site_overrides")
+    for site, sections in by_site.items():
         where = f"signal.site_overrides.{site}"
         _refuse_unknown(_mapping(sections, where), parameters, where)
         overrides[str(site)] = {
@@ -456,6 +457,11 @@ def _check_rates(profile: SignalProfile) -> None:
         raise UserError(
             f"signal.fs={profile.fs:g} and signal.duration_s={profile.duration_s:g} make windows "
             f"of {profile.num_samples} samples; 1 to {1 << 22} are possible."
+        )
+    if profile.filter_fs * profile.duration_s > 1 << 22:
+        raise UserError(
+            f"signal.filter_fs={profile.filter_fs:g} is too high: a window may have {1 << 22} "
+            "samples at that rate."
         )
     for owner in (profile.stage_parameters, *profile.site_overrides.values()):
         for stage, options in owner.items():

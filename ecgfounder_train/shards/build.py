@@ -101,14 +101,20 @@ class BuildOptions:
                 f"build.changed_records={options.changed_records} is not a choice."
                 + did_you_mean(options.changed_records, CHANGE_POLICIES)
             )
-        for reason in options.max_reject_share_by_reason:
+        by_reason = options.max_reject_share_by_reason
+        if not isinstance(by_reason, Mapping):
+            raise UserError(
+                f"build.max_reject_share_by_reason={by_reason} must give shares by reason, such as "
+                "build.max_reject_share_by_reason.too_short=0.5."
+            )
+        for reason in by_reason:
             if reason not in set(RejectReason):
                 raise UserError(
                     f"build.max_reject_share_by_reason.{reason} is no reason to reject a record."
                     + did_you_mean(reason, RejectReason)
                 )
-        shares = (options.max_reject_share, *options.max_reject_share_by_reason.values())
-        if not all(0 <= share <= 1 for share in shares):
+        shares = (options.max_reject_share, *by_reason.values())
+        if not all(isinstance(share, int | float) and 0 <= share <= 1 for share in shares):
             raise UserError("build.max_reject_share and its exceptions must lie between 0 and 1.")
         return options
 

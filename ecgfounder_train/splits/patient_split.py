@@ -86,6 +86,13 @@ class PatientSplit:
                     f"split.{key}={value} must be at least 0 and below 1: 0.1 means one patient "
                     "in ten."
                 )
+        if type(self.seed) is not int:
+            raise UserError(f"split.seed={self.seed} must be a whole number.")
+        for key in ("test_sites", "train_sites"):
+            sites = getattr(self, key)
+            is_list = isinstance(sites, Sequence) and not isinstance(sites, str)
+            if not is_list or not all(isinstance(site, str) for site in sites):
+                raise UserError(f"split.{key}={sites} must be a list of sites, such as [I0006].")
         if self.kind == "patient_hash":
             train = (1 - self.test_fraction) * (1 - self.val_fraction)
             if train < 0.5:

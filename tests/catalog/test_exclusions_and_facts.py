@@ -116,6 +116,8 @@ def test_lists_that_cannot_be_read_and_unknown_keys_are_refused(tmp_path: Path) 
     (tmp_path / "empty").write_text("# nothing\n")
     with pytest.raises(UserError, match="holds no entry"):
         Selection.from_config({"patients": str(tmp_path / "empty")}, None)
+    with pytest.raises(UserError, match=r"exclude=bad\.txt must be left out or hold settings"):
+        Selection.from_config("bad.txt", None)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"exclude\.people is not a setting"):
         Selection.from_config({"people": "x"}, None)
     with pytest.raises(UserError, match="must be at least 1"):

@@ -1,5 +1,6 @@
 """Any folder of WFDB records, with a table, with header comments, with neither."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,39 @@ def test_a_folder_without_headers_is_refused(tmp_path: Path) -> None:
 def test_labels_may_be_absent_where_that_is_said(tmp_path: Path) -> None:
     header(tmp_path / "x.hea")
     assert read(tmp_path, require_labels=False)["statements"].to_list() == [None]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"table": 5}, "source.table=5 is not null or str"),
+        ({"table_header": "no"}, "source.table_header=no is not bool"),
+        ({"statement_columns": 3}, "must be a list of names"),
+        ({"storage_options": "anon"}, "source.storage_options=anon must hold settings"),
+        ({"root": 7}, "no path or URL"),
+        ({"root": "s3://nowhere/x", "storage_options": {"endpoint": 1}}, "storage_options"),
+    ],
+)
+def test_settings_of_a_wrong_type_are_named(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    header(tmp_path / "one.hea", "#Dx: 1")
+    with pytest.raises(UserError, match=message):
+        open_source({"name": "wfdb_folder", "root": tmp_path, **settings}).read()
+
+
+def test_headers_that_cannot_be_read_neither_hang_nor_get_lost(tmp_path: Path) -> None:
+    header(tmp_path / "one.hea", "#Dx: 1")
+    os.mkfifo(tmp_path / "pipe.hea")
+    (tmp_path / "folder.hea").mkdir()
+    (tmp_path / "absent.hea").symlink_to(tmp_path / "nowhere")
+    (tmp_path / ".hea").touch()
+    with open(os.fsencode(tmp_path) + b"/not-utf8-\xff.hea", "w"):
+        pass
+    table = open_source({"name": "wfdb_folder", "root": tmp_path}).read()
+    paths = table.records.collect()["record_path"].to_list()
+    assert paths == ["absent", "not-utf8-?", "one", "pipe"]
+    assert table.counts["headers_that_cannot_be_opened"] == 3
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)

@@ -138,6 +138,10 @@ def test_official_split_without_folds_says_what_to_do() -> None:
         ({"test_fraction": "0.1"}, "below 1"),
         ({"val_fraction": -0.1}, "at least 0"),
         ({"test_fraction": 0.5, "val_fraction": 0.5}, "leave 25% of the patients"),
+        ({"seed": "x"}, "whole number"),
+        ({"seed": float("nan")}, "whole number"),
+        ({"kind": "site", "test_sites": "I0006"}, r"a list of sites, such as \[I0006\]"),
+        ({"kind": "site", "test_sites": 6}, "a list of sites"),
     ],
 )
 def test_wrong_split_settings_are_refused(config: dict[str, object], message: str) -> None:

@@ -2,10 +2,10 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, get_args, get_origin, get_type_hints
 
 import polars as pl
 
@@ -119,14 +119,24 @@ def open_source(config: Mapping[str, Any]) -> Source:
             raise UserError(
                 f"source.{key} is missing. Set it on the command line: source.{key}=..."
             )
-    options = dict(settings.pop("storage_options", None) or {})
+    options = settings.pop("storage_options", None) or {}
+    if not isinstance(options, Mapping):
+        raise UserError(
+            f"source.storage_options={options} must hold settings, such as "
+            "source.storage_options={requester_pays: true}."
+        )
     root = settings["root"]
+    if not isinstance(root, str | Path):
+        raise UserError(f"source.root={root} is no path or URL.")
+    hints = get_type_hints(source)
+    for key, value in settings.items():
+        _check_type(key, value, hints[key])
     opened: Source
     if not is_remote(root):
         opened = source(**{**settings, "root": existing_folder(root, "source.root")})
         return opened
     if "storage_options" in valid:  # it reads from URLs itself
-        opened = source(**settings, storage_options=options)
+        opened = source(**settings, storage_options=dict(options))
         return opened
     if settings.get("scan_headers"):
         raise UserError("source.scan_headers=true lists millions of files; it needs a local root.")
@@ -136,8 +146,24 @@ def open_source(config: Mapping[str, Any]) -> Source:
             f"source.root={root}: the source {name} reads from a local folder only. Copy the "
             "archive, or mount it."
         )
-    settings["root"] = fetch_tables(root, patterns, options)
-    return _RemoteSource(source(**settings), root, options)
+    settings["root"] = fetch_tables(str(root), patterns, options)
+    return _RemoteSource(source(**settings), str(root), dict(options))
+
+
+def _check_type(key: str, value: Any, hint: Any) -> None:
+    """Raise a UserError unless a setting has a simple type that its field names, or is a list."""
+    kinds = {get_origin(kind) or kind for kind in (get_args(hint) or (hint,))}
+    if get_origin(hint) is Sequence:
+        kinds = {Sequence}
+    if Path in kinds:
+        return
+    if Sequence in kinds:
+        listed = [value] if isinstance(value, str | None) else value
+        if not isinstance(listed, Sequence) or not all(isinstance(v, str | None) for v in listed):
+            raise UserError(f"source.{key}={value} must be a list of names, such as [a,b].")
+    elif not (type(value) in kinds or (float in kinds and type(value) is int)):
+        names = " or ".join(sorted("null" if k is type(None) else k.__name__ for k in kinds))
+        raise UserError(f"source.{key}={value} is not {names}.")
 
 
 @dataclass(frozen=True)
