@@ -1,10 +1,13 @@
 """The whole way of an ECG into a training step: shards on disk, loader, device, network.
 
-Measured on this device: the step on a batch that is already there (the reference: what the network
-could do), each stage alone, and the steps fed from shards. Calculated from that: one node of eight
-GPUs and eight such nodes, whose gradients travel over links of a given speed.
+Measured on this device: the first step, which chooses or compiles kernels and finds memory; the
+step on a batch that is already there (the reference: what the network could do) by batch size, as
+it is and with `trainer.recompute`; each stage alone; and the steps fed from shards. Calculated from
+that: one node of eight GPUs and eight such nodes, whose gradients travel over links of a given
+speed.
 """
 
+import ctypes
 import statistics
 import tempfile
 import time
@@ -119,6 +122,16 @@ class _Training:
         self.optimizer.step()
 
 
+@dataclass(frozen=True)
+class _Step:
+    """A step on a batch that is on the device."""
+
+    batch_size: int
+    recompute: bool
+    seconds: float
+    peak_mib: float
+
+
 def run(settings: Settings) -> Outcome:
     """Return where the time goes; `ratio` is the speed from shards over that on a resident batch.
 
@@ -134,9 +147,17 @@ def run(settings: Settings) -> Outcome:
         shape = (settings.num_ecgs, num_leads, settings.num_samples)
         shards = synthetic_shards(Path(folder) / "shards", *shape, 500.0, settings.seed)
         training = _Training(settings, device, shards.manifest.leads)
-        sizes = [_resident_step(training, shards, size, settings) for size in settings.batch_sizes]
+        first = training.move(next(_batches(shards, min(settings.batch_sizes), settings)))
+        start = time.perf_counter()
+        training.step(first)
+        _synchronize(device)
+        first_s = time.perf_counter() - start
+        sizes = []
+        for recompute in (True, False):  # by rising memory: what was freed may stay resident
+            training.model.recompute = recompute
+            sizes += [_resident_step(training, shards, n, settings) for n in settings.batch_sizes]
         stages = _stages(training, shards, settings)
-    return _outcome(settings, training, sizes, stages)
+    return _outcome(settings, training, first_s, sizes, stages)
 
 
 def _batches(shards: ShardSet, batch_size: int, settings: Settings) -> Iterator[dict[str, Any]]:
@@ -159,15 +180,37 @@ def _batches(shards: ShardSet, batch_size: int, settings: Settings) -> Iterator[
 
 def _resident_step(
     training: _Training, shards: ShardSet, batch_size: int, settings: Settings
-) -> tuple[int, float, float]:
-    """Return batch size, seconds per step on a batch that is on the device, and its peak MiB."""
+) -> _Step:
     batch = training.move(next(_batches(shards, batch_size, settings)))
-    if training.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    _reset_peak(training.device)
     seconds = _median_s(lambda: training.step(batch), training.device, settings)
-    if training.device.type == "cuda":
-        return batch_size, seconds, torch.cuda.max_memory_allocated() / 2**20
-    return batch_size, seconds, float("nan")
+    peak = _peak_mib(training.device)
+    return _Step(batch_size, training.model.recompute, seconds, peak)
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, AttributeError):
+        pass  # no Linux, or no glibc
+
+
+def _peak_mib(device: torch.device) -> float:
+    """Return the most memory since `_reset_peak`: allocated on a GPU, else the resident process.
+
+    0 where the system does not tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if "VmHWM" in line), 0.0)
 
 
 def _stages(training: _Training, shards: ShardSet, settings: Settings) -> dict[str, float]:
@@ -222,22 +265,27 @@ def scaling(
 def _outcome(
     settings: Settings,
     training: _Training,
-    sizes: list[tuple[int, float, float]],
+    first_s: float,
+    sizes: list[_Step],
     stages: dict[str, float],
 ) -> Outcome:
     size = max(settings.batch_sizes)
     resident_s, fed_s = stages["step on a resident batch"], stages["step fed from shards"]
     lines = [
         f"{settings.model} on {training.device.type}, {settings.num_samples} samples, bf16; "
-        f"{settings.warmup} steps of warm-up, {settings.steps} timed",
+        f"{settings.warmup} steps of warm-up, {settings.steps} timed; the first step of all took "
+        f"{first_s:.1f} s (kernels are chosen or compiled, memory is found)",
         "",
-        f"  {'batch':>6}{'step':>12}{'ECG/s':>10}{'peak memory':>14}",
+        f"  {'batch':>6}{'step':>12}{'ECG/s':>10}{'peak memory':>14}  trainer.recompute",
     ]
-    for batch_size, seconds, memory in sizes:
-        shown = f"{memory:,.0f} MiB" if memory == memory else "-"
+    for step in sorted(sizes, key=lambda step: (step.batch_size, step.recompute)):
+        shown = f"{step.peak_mib:,.0f} MiB" if step.peak_mib else "-"
         lines.append(
-            f"  {batch_size:>6}{seconds * 1e3:>9,.1f} ms{batch_size / seconds:>10,.1f}{shown:>14}"
+            f"  {step.batch_size:>6}{step.seconds * 1e3:>9,.1f} ms"
+            f"{step.batch_size / step.seconds:>10,.1f}{shown:>14}  {str(step.recompute).lower()}"
         )
+    if training.device.type != "cuda":
+        lines.append("  (peak memory: of the whole process, resident)")
     lines += ["", f"Where the time goes at batch {size}:"]
     for name, seconds in stages.items():
         lines.append(f"  {name:<26}{seconds * 1e3:>9,.2f} ms {size / seconds:>12,.1f} ECG/s")
@@ -261,7 +309,20 @@ def _outcome(
         "device": training.device.type,
         "model": settings.model,
         "batch_size": size,
-        "ecg_per_s": {str(b): round(b / s, 2) for b, s, _ in sizes},
+        "first_step_s": round(first_s, 2),
+        "warmup_steps": settings.warmup,
+        **{
+            name + ("_recompute" if recompute else ""): {
+                str(step.batch_size): round(value(step), 2)
+                for step in sizes
+                if step.recompute == recompute
+            }
+            for recompute in (False, True)
+            for name, value in (
+                ("ecg_per_s", lambda step: step.batch_size / step.seconds),
+                ("peak_mib", lambda step: step.peak_mib),
+            )
+        },
         "ecg_per_s_fed": round(size / fed_s, 2),
         "stages_ms": {key: round(value * 1e3, 3) for key, value in stages.items()},
     }

@@ -99,6 +99,7 @@ class Finetuning:
             dropout=self.config["dropout"],
             pooling="attention" if self.mode == "attention_probe" else "mean",
         )
+        model.recompute = self.trainer.recompute
         facts = self._facts(model)
         if self.mode == "linear_probe":
             return self._probe(model, facts)

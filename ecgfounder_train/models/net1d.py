@@ -18,13 +18,15 @@ What differs from the original:
   `attention.*` to the state dict.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.models.kernels import (
@@ -243,6 +245,33 @@ class Block(nn.Module):
         return gated_shortcut(out, self._gate(out), x, self.stride, self.kernels)
 
 
+def recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    """Return a block's output, keeping nothing for the backward pass but its input.
+
+    The backward pass runs the block again, with the same dropout. Running moments of BatchNorm are
+    of the first run only.
+    """
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _untracked(block)
+
+    output: Tensor = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+    return output
+
+
+@contextmanager
+def _untracked(block: nn.Module) -> Iterator[None]:
+    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:  # not `track_running_stats`: the second run must save the same tensors
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
+
+
 class Stage(nn.Module):
     """Blocks of one width; the first of them changes channels and strides."""
 
@@ -250,9 +279,9 @@ class Stage(nn.Module):
         super().__init__()
         self.block_list = nn.ModuleList(blocks)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, recompute: bool = False) -> Tensor:
         for block in self.block_list:
-            x = block(x)
+            x = recomputed(block, x) if recompute else block(x)
         return x
 
 
@@ -284,6 +313,10 @@ class Net1D(nn.Module):
     """The network: normalised signals in, one logit per label out, for any signal length.
 
     Shape: (B, num_leads, T) float -> (B, num_labels); trained at 500 Hz x 10 s, T = 5000.
+
+    Attributes:
+        recompute: Whether training keeps each block's input only and runs the block again in the
+            backward pass: a fraction of the memory for a third more time.
     """
 
     def __init__(self, config: Net1DConfig) -> None:
@@ -293,6 +326,7 @@ class Net1D(nn.Module):
         self.num_labels = config.num_labels
         self.num_features = config.widths[-1]
         self.use_norm = config.norm == "batch"
+        self.recompute = False
         self.first_conv = SameConv1d(
             config.num_leads, config.base_filters, config.kernel_size, config.stem_stride
         )
@@ -322,8 +356,9 @@ class Net1D(nn.Module):
         if self.use_norm:
             x = self.first_bn(x)
         x = F.silu(x)
+        recompute = self.recompute and self.training and torch.is_grad_enabled()
         for stage in self.stage_list:
-            x = stage(x)
+            x = stage(x, recompute)
         # The mean in float32: bf16 features would tie the logits of many records.
         return x.squeeze(2), x.mean((2, 3), dtype=torch.float32)
 

@@ -298,6 +298,7 @@ def create_module(
     model = create_model(
         name, transform.num_leads, len(manifest.labels), kernels=kernels, **model_config
     )
+    model.recompute = settings.recompute
     rows = _patient_rows(shards, data)
     loss = create_split_loss(config["loss"], shards, rows)
     half_life = EmaSettings.from_config(config["ema"]).half_life_samples

@@ -38,6 +38,8 @@ class TrainerSettings:
             it, else 32 (a CPU without it emulates it slowly).
         num_threads: Threads of each rank on a CPU; None leaves torch's choice.
         deterministic: Only deterministic kernels (what bit-exact resume needs on a GPU).
+        recompute: Keep only the input of each block for the backward pass and run the block again
+            there: a fraction of the memory for a third more arithmetic, the same gradients.
         ddp_timeout_s: Seconds a rank waits for the others before it gives up: the longest that one
             of them may be busy alone (a checkpoint on a slow disk, kernels being compiled). What
             bounds a job whose cable is cut. Default: that of NCCL.
@@ -51,6 +53,7 @@ class TrainerSettings:
     precision: str | int = "32"
     num_threads: int | None = None
     deterministic: bool = False
+    recompute: bool = False
     ddp_timeout_s: float = 600.0
     peak_tflops: float | None = None
 

@@ -13,6 +13,9 @@ def test_benchmark_tells_where_the_time_goes() -> None:
     outcome = run_benchmark("pipeline", "small", TINY)
     record = outcome.record
     assert set(record["ecg_per_s"]) == {"2", "4"} and record["batch_size"] == 4
+    for name in ("ecg_per_s_recompute", "peak_mib", "peak_mib_recompute"):
+        assert set(record[name]) == {"2", "4"} and min(record[name].values()) > 0
+    assert record["first_step_s"] > 0 and "trainer.recompute" in outcome.table
     stages = record["stages_ms"]
     assert set(stages) == {
         "read and collate",
