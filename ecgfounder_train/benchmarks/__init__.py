@@ -4,6 +4,7 @@ A module has a frozen dataclass `Settings` (its keys in `configs/bench.yaml`), `
 `size=small` changes) and `run(settings) -> Outcome`.
 """
 
+import os
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ def benchmark_names() -> list[str]:
 def run_benchmark(name: str, size: str, overrides: Mapping[str, Any]) -> Outcome:
     """Run one benchmark and return its outcome; the record also says when and on what machine.
 
+    `load` is the machine's load average at the start: 0 on a quiet one.
+
     Args:
         size: "full", or "small", which ends within a minute.
         overrides: Settings of this benchmark; None takes the size's own value.
@@ -49,8 +52,9 @@ def run_benchmark(name: str, size: str, overrides: Mapping[str, Any]) -> Outcome
     given = {key: value for key, value in overrides.items() if value is not None}
     sized = module.SMALL if size == "small" else {}
     settings = parse_settings(module.Settings, {**sized, **given}, name)
+    load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
     outcome: Outcome = module.run(settings)
-    facts = {"size": size, "date": date.today().isoformat(), "machine": machine()}
+    facts = {"size": size, "date": date.today().isoformat(), "machine": machine(), "load": load}
     return Outcome(outcome.table, {"bench": name, **outcome.record, **facts})
 
 

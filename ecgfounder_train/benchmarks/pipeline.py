@@ -311,22 +311,18 @@ def _outcome(
         "batch_size": size,
         "first_step_s": round(first_s, 2),
         "warmup_steps": settings.warmup,
-        **{
-            name + ("_recompute" if recompute else ""): {
-                str(step.batch_size): round(value(step), 2)
-                for step in sizes
-                if step.recompute == recompute
-            }
-            for recompute in (False, True)
-            for name, value in (
-                ("ecg_per_s", lambda step: step.batch_size / step.seconds),
-                ("peak_mib", lambda step: step.peak_mib),
-            )
-        },
+        **_by_batch_size([step for step in sizes if not step.recompute], ""),
+        **_by_batch_size([step for step in sizes if step.recompute], "_recompute"),
         "ecg_per_s_fed": round(size / fed_s, 2),
         "stages_ms": {key: round(value * 1e3, 3) for key, value in stages.items()},
     }
     return Outcome("\n".join(lines), record)
+
+
+def _by_batch_size(steps: list[_Step], suffix: str) -> dict[str, dict[str, float]]:
+    speeds = {str(step.batch_size): round(step.batch_size / step.seconds, 2) for step in steps}
+    peaks = {str(step.batch_size): round(step.peak_mib, 1) for step in steps}
+    return {f"ecg_per_s{suffix}": speeds, f"peak_mib{suffix}": peaks}
 
 
 def _median_s(work: Callable[[], Any], device: torch.device, settings: Settings) -> float:

@@ -231,7 +231,8 @@ def test_a_nan_stays_in_its_record() -> None:
     assert output[0].isnan().any() and not output[1:].isnan().any()
 
 
-def test_five_hundred_steps_in_bf16_follow_the_reference_network() -> None:
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_five_hundred_steps_follow_the_reference_network(precision: str) -> None:
     num_steps = 500 if os.environ.get("ECG_TEST_TIER") == "all" else 120
     torch.manual_seed(0)
     ours = create_model(
@@ -247,7 +248,7 @@ def test_five_hundred_steps_in_bf16_follow_the_reference_network() -> None:
         losses = []
         for step in range(num_steps):
             rows = slice(16 * (step % 8), 16 * (step % 8) + 16)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
                 logits = model(signal[rows])
             loss = F.binary_cross_entropy_with_logits(logits.float(), targets[rows])
             optimizer.zero_grad()

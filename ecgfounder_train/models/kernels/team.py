@@ -12,7 +12,9 @@ what a unit computes must not depend on who does it, and does not.
 
 import ctypes
 import functools
+import hashlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numba
@@ -73,6 +75,10 @@ def worker(function: Callable[[Any], None]) -> Callable[[], int]:
             are no more than `job[1]`. Its machine code is kept on disk where there is a place.
     """
 
+    # numba looks for changes in the worker's own file only: what it is made of goes into the name
+    # that its machine code is kept under.
+    function.__qualname__ += f"_{_sources()}"
+
     @functools.cache
     def address() -> int:
         signature = types.void(types.CPointer(types.int64))
@@ -84,6 +90,13 @@ def worker(function: Callable[[Any], None]) -> Callable[[], int]:
         return cast(int, compiled.address)
 
     return address
+
+
+@functools.cache
+def _sources() -> str:
+    here = Path(__file__)
+    texts = [here.with_name(name).read_bytes() for name in (here.name, "vector_rows.py")]
+    return hashlib.sha256(b"".join(texts)).hexdigest()[:8]
 
 
 _alive: list[Any] = []
