@@ -51,11 +51,7 @@ def _wandb(
     # Without an account wandb asks for one on the terminal, or raises on a compute node.
     mode = config.get("mode") or ("online" if _has_account() else "offline")
     # wandb must not record the program, its arguments, the host or its environment.
-    # By itself it waits for its server without end, GPUs and all, if that vanishes during the run.
-    ending = {"finish_timeout": float(config.get("finish_timeout_s", 60.0))}
     settings = wandb.Settings(
-        # Not known to every version that is allowed.
-        **{key: value for key, value in ending.items() if key in wandb.Settings.model_fields},
         host="",
         username="",
         email="",
@@ -72,6 +68,10 @@ def _wandb(
         # Training waits for the first answer: a server that cannot be reached is given up soon.
         init_timeout=30.0,
     )
+    # By itself it waits for its server without end, GPUs and all, if that vanishes during the run.
+    # Not every version that is allowed knows the setting.
+    if "finish_timeout" in wandb.Settings.model_fields:
+        settings.finish_timeout = float(config.get("finish_timeout_s", 60.0))
     run_id = hashlib.sha256(run.name.encode()).hexdigest()[:16]
     return WandbLogger(
         name=run.name,
