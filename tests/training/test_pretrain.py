@@ -341,21 +341,25 @@ def mounted(folder: Path, size: str) -> bool:
     )
 
 
-def test_really_full_disk_keeps_the_old_checkpoint(tmp_path: Path, tiny_shards: ShardSet) -> None:
+@pytest.mark.parametrize("background", ["false", "true"])
+def test_really_full_disk_keeps_the_old_checkpoint(
+    tmp_path: Path, tiny_shards: ShardSet, background: str
+) -> None:
     from ecgfounder_train.training.pretrain import train
 
     runs = tmp_path / "disk"
     if not mounted(runs, "2m"):
         pytest.skip("cannot mount a small file system here")
     try:
-        small = ("budget.max_epochs=1", "checkpoint.keep=1")
+        thread = f"checkpoint.background={background}"
+        small = ("budget.max_epochs=1", "checkpoint.keep=1", thread)
         assert train(tiny_set.tiny_config(tiny_shards, runs, "run", *small)) == 0
         run = RunDirectory(runs / "run")
         whole = run_tools.last_checkpoint(run)
         free = shutil.disk_usage(runs).free
         (runs / "ballast").write_bytes(b"x" * (free - 100_000))
         with pytest.raises(UserError, match=r"Cannot write.*Free space"):
-            train(tiny_set.tiny_config(tiny_shards, runs, "run", "budget.max_epochs=9"))
+            train(tiny_set.tiny_config(tiny_shards, runs, "run", "budget.max_epochs=9", thread))
         run_tools.assert_identical(run_tools.last_checkpoint(run), whole, "checkpoint")
         (runs / "ballast").unlink()
         assert train(tiny_set.tiny_config(tiny_shards, runs, "run", "budget.max_epochs=2")) == 0

@@ -101,3 +101,21 @@ def test_run_tells_its_share_of_a_stated_peak_and_its_commit(pretrain: Pretrain)
     state = json.loads(run.state_file.read_text())
     assert state["git"] is None or len(state["git"]["commit"]) == 40
     assert state["hardware"]["precision"] == "32"
+
+
+def test_run_tells_what_decides_about_its_bits_and_how_fast_it_was(pretrain: Pretrain) -> None:
+    run = pretrain("budget.max_epochs=1")
+    state = json.loads(run.state_file.read_text())
+    assert {"torch", "lightning", "numpy", "python", "ecgfounder_train"} <= set(state["versions"])
+    assert all(isinstance(version, str) for version in state["versions"].values())
+    hardware = state["hardware"]
+    assert hardware["precision"] == "32" and hardware["float32_matmul_precision"] == "highest"
+    assert hardware["deterministic"] is False and hardware["cudnn_benchmark"] is False
+    assert hardware["device"] and hardware["threads"] == 1
+    with run.metrics_file.open(newline="") as handle:
+        logged = [row for row in csv.DictReader(handle) if row["train/loss"]]
+    for row in logged:
+        assert float(row["ecg_per_s"]) > 0 and 0 <= float(row["data_wait_share"]) <= 1
+        assert float(row["train/grad_norm"]) > 0 and float(row["lr"]) > 0
+        # There is no GPU whose memory could be told.
+        assert row["gpu_memory_gb"] == ""
