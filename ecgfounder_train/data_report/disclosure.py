@@ -127,7 +127,7 @@ class CountSystem:
         for line in lines:
             hidden = [name for name in line if name in group]
             # What stands alone in a sum is as good as printed.
-            bare = len(hidden) == 1
+            bare = len(hidden) == 1 and self.covers[hidden[0]] is not Cover.UNPUBLISHED
             hideable = [
                 (place, name)
                 for place, name in enumerate(line)

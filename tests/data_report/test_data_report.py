@@ -24,7 +24,7 @@ from ecgfounder_train.data_report import (
     ReportOptions,
     write_data_report,
 )
-from ecgfounder_train.data_report.counts import COLUMNS, count_records
+from ecgfounder_train.data_report.counts import COLUMNS, count_records, label_systems
 from ecgfounder_train.data_report.disclosure import CountSystem
 from ecgfounder_train.data_report.reasons import EXPLANATIONS
 from ecgfounder_train.labels import Vocabulary
@@ -98,6 +98,19 @@ def test_two_rejected_among_many_hide_their_own_rows_only() -> None:
     assert hidden == {"written", "rejected", *beside}
 
 
+def test_rare_label_in_one_part_leaves_its_sum_open() -> None:
+    said = {
+        "train": {"positive": [300], "observed": [1000]},
+        "val": {"positive": [4], "observed": [100]},
+        "test": {"positive": [40], "observed": [120]},
+    }
+    facts = facts_of(pl.DataFrame({"split": [], "labels": [], "observed": []}), ("AF",), said)
+    system = label_systems(facts, "source", MIN_CELL)[0]
+    assert system.is_open(("all", "positive")) and system.is_open(("all", "observed"))
+    assert not system.is_open(("val", "positive")) and not system.is_open(("test", "positive"))
+    assert system.is_open(("train", "positive"))
+
+
 def test_one_small_count_in_a_row_takes_a_neighbour_with_it() -> None:
     system = protected(np.array([[3, 40, 50], [60, 70, 80]]))
     hidden = [name for name in system.values if not system.is_open(name)]
@@ -105,7 +118,12 @@ def test_one_small_count_in_a_row_takes_a_neighbour_with_it() -> None:
     assert system.is_open("all")
 
 
-def facts_of(catalog: pl.DataFrame, labels: tuple[str, ...]) -> CatalogFacts:
+def facts_of(
+    catalog: pl.DataFrame, labels: tuple[str, ...], said: dict[str, Any] | None = None
+) -> CatalogFacts:
+    """Return the facts of a catalog, with other prevalences if they are given."""
+    if said is not None:
+        return CatalogFacts({}, labels, "source", {"source": said}, {}, [[0]])
     numbers = {part: number for number, part in enumerate(PARTS)}
     parts = catalog["split"].replace_strict(numbers, return_dtype=pl.UInt8).to_numpy()
     packed = [
