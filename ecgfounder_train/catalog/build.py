@@ -21,10 +21,10 @@ from ecgfounder_train.catalog.facts import (
     encode_readings,
 )
 from ecgfounder_train.catalog.patients import canonical_patients, patient_hashes
-from ecgfounder_train.core.compiled import text_hashes
 from ecgfounder_train.core.errors import RejectReason, UserError
 from ecgfounder_train.core.fingerprints import fingerprint
 from ecgfounder_train.core.pseudonyms import Secret
+from ecgfounder_train.core.text_columns import text_hashes
 from ecgfounder_train.core.text_order import text_order
 from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.labels.kernels import NOT_COUNTED

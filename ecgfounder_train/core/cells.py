@@ -11,8 +11,9 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ecgfounder_train.core.compiled import compiled, text_column
+from ecgfounder_train.core.compiled import compiled
 from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.text_columns import text_column
 
 _CHUNK_ROWS = 1_000_000
 _SLOTS = 1 << 18

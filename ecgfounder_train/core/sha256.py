@@ -13,7 +13,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ecgfounder_train.core.compiled import TextColumn, compiled, text_column, text_series
+from ecgfounder_train.core.compiled import compiled
+from ecgfounder_train.core.text_columns import TextColumn, text_column, text_series
 
 _CHUNK_ROWS = 500_000
 _BLOCK = 64

@@ -12,7 +12,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ecgfounder_train.core.compiled import compiled, text_column
+from ecgfounder_train.core.compiled import compiled
+from ecgfounder_train.core.text_columns import text_column
 
 
 def text_order(texts: pl.Series) -> NDArray[np.uint32]:

@@ -8,26 +8,15 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar, cast
+from typing import TypeVar
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-Function = TypeVar("Function", bound=Callable[..., object])
+from ecgfounder_train.core.compiled import compiled
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-def compiled(function: Function) -> Function:
-    """Return the function compiled at its first call, kept on disk where there is a place for it.
-
-    A read-only container without a home has none; numba then refuses to cache, on import.
-    """
-    try:
-        return cast(Function, numba.njit(cache=True, nogil=True)(function))
-    except RuntimeError:
-        return cast(Function, numba.njit(nogil=True)(function))
 
 
 _DIGIT_BITS = 11

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -141,24 +141,23 @@ def plan_shards(
     for split in SPLITS:
         before = sum(other == split for other in there)
         part = writable.filter(pl.col("split") == split).select(PLAN_COLUMNS)
-        for pool in _pieces(part.sort("record_path", "record_key"), num_pools, records_per_shard):
-            order = np.lexsort((pool["record_key"].to_numpy(), _draw(pool["record_key"], seed)))
-            count = -(-len(pool) // records_per_shard)
-            edges = [ordinal * len(pool) // count for ordinal in range(count + 1)]
-            for first, end in pairwise(edges):
-                records = pool[np.sort(order[first:end])]  # in path order, as the pool
+        # Places, not rows: a sorted copy of ten million rows would take gigabytes.
+        by_path = part.select(pl.arg_sort_by("record_path", "record_key")).to_series().to_numpy()
+        for pool in _pieces(by_path, min(num_pools, -(-len(part) // records_per_shard))):
+            keys = part["record_key"][pool]
+            order = np.lexsort((keys.to_numpy(), _draw(keys, seed)))
+            for drawn in _pieces(order, -(-len(pool) // records_per_shard)):
+                records = part[pool[np.sort(drawn)]]  # in path order, as the pool
                 number, name = len(there) + len(shards), f"{split}-{before:06d}.tar"
                 shards.append(PlannedShard(number, name, split, records))
                 before += 1
     return tuple(shards)
 
 
-def _pieces(part: pl.DataFrame, number: int, at_least: int) -> Iterator[pl.DataFrame]:
-    """Yield `number` pieces of equal size, or fewer of about `at_least` rows."""
-    number = min(number, -(-len(part) // at_least))
+def _pieces(items: NDArray[Any], number: int) -> Iterator[NDArray[Any]]:
+    """Yield so many consecutive pieces, whose sizes differ by at most one."""
     for piece in range(number):
-        first, end = piece * len(part) // number, (piece + 1) * len(part) // number
-        yield part.slice(first, end - first)
+        yield items[piece * len(items) // number : (piece + 1) * len(items) // number]
 
 
 def _draw(record_keys: pl.Series, seed: int) -> NDArray[np.uint64]:

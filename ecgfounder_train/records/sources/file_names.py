@@ -12,7 +12,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ecgfounder_train.core.compiled import TextColumn, compiled, text_column, text_series
+from ecgfounder_train.core.compiled import compiled, hash_bytes
+from ecgfounder_train.core.text_columns import TextColumn, text_column, text_series
 
 _CHUNK_ROWS = 500_000
 _BLANKS = np.frombuffer(b" \t\n\v\f\r", np.uint8)
@@ -202,13 +203,7 @@ def _parse(
             is_blank[row] = True
             ends[row + 1] = used
             continue
-        one, other = np.uint64(0xCBF29CE484222325), np.uint64(0x9E3779B97F4A7C15)
-        for place in range(stem, end):
-            letter = np.uint64(data[place])
-            one = (one ^ letter) * np.uint64(0x100000001B3)
-            other = (other + letter + np.uint64(1)) * np.uint64(0xD6E8FEB86659FD93)
-            other ^= other >> np.uint64(29)
-        hashes[row, 0], hashes[row, 1] = one, other
+        hashes[row, 0], hashes[row, 1] = hash_bytes(data, stem, end)
         digits, value = 0, 0
         for place in range(start, stem):
             letter = data[place]
