@@ -96,12 +96,14 @@ def test_prepare_from_s3_equals_prepare_from_disk(endpoint: str, tmp_path: Path)
                 "executor=local",
                 "executor.num_workers=2",
                 "executor.min_records=0",
+                f"build.staging_dir={tmp_path / 'staging'}",
             ],
         ),
     ):
         text = script("scripts/prepare.py", *common, *small, f"shards={tmp_path / name}", *place)
         assert "records found" in text
     assert content(tmp_path / "s3") == content(tmp_path / "disk")
+    assert not any((tmp_path / "staging").iterdir())
     ledgers = [
         (tmp_path / f"{name}.private" / "rejects.csv").read_text() for name in ("s3", "disk")
     ]
