@@ -69,6 +69,7 @@ def compose_config(verb: str, overrides: list[str]) -> DictConfig:
         UserError: A key, group or choice is unknown (with the nearest valid names), a value cannot
             be parsed, or a required key has no value.
     """
+    overrides = [_quoted(override) for override in overrides]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         _check_overrides(verb, overrides)
         # Hydra takes any key that is also the name of a group for a choice of that group, though
@@ -81,13 +82,29 @@ def compose_config(verb: str, overrides: list[str]) -> DictConfig:
             for item in plain:
                 parsed = OverridesParser.create().parse_override(item)
                 config[str(parsed.key_or_group)] = parsed.value()
-            missing = sorted(OmegaConf.missing_keys(config))
+            missing = sorted(OmegaConf.missing_keys(config) | _nulls(verb, config))
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(_first_line(error)) from error
     if missing:
         needed = " ".join(f"{key}=..." for key in missing)
         raise UserError(f"scripts/{verb}.py needs {needed}. See: python scripts/{verb}.py --help")
     return config
+
+
+def _quoted(override: str) -> str:
+    """Return an override whose plain value Hydra can read: its grammar knows ASCII letters only."""
+    key, equals, value = override.partition("=")
+    if value.isascii() or value[0] in "'\"[{":
+        return override
+    return key + equals + "'" + value.replace("'", "\\'") + "'"
+
+
+def _nulls(verb: str, config: DictConfig) -> set[str]:
+    """Return the keys that must be given and were given as null."""
+    lines = (CONFIGS / f"{verb}.yaml").read_text().splitlines()
+    required = {key for key, value, _ in _commented_keys(lines) if value == "???"}
+    # Fine-tuning's checkpoint=null is an answer: fresh weights.
+    return {key for key in required - {"checkpoint"} if OmegaConf.select(config, key) is None}
 
 
 def _compose(verb: str, overrides: list[str]) -> DictConfig:

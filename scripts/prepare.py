@@ -1,5 +1,6 @@
 """Turn an archive of WFDB records into shards to train on. See --help."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def main(config: dict[str, Any]) -> None:
     print(f"{manifest.totals.in_words()} Rejects: {private / 'rejects.csv'}", flush=True)
     if page := write_data_report(config["shards"], private, catalog, table, report):
         print(f"Data report: {page}")
-    print(f"Next: python scripts/pretrain.py shards={config['shards']} run=NAME")
+    print(f"Next: python scripts/pretrain.py {shlex.quote('shards=' + config['shards'])} run=NAME")
 
 
 if __name__ == "__main__":

@@ -59,6 +59,11 @@ def read_table(task: Task) -> TaskTable:
     """
     if not task.table:
         raise UserError("task.table is missing: give the CSV that holds the answers.")
+    if "://" in str(task.table):
+        raise UserError(
+            f"task.table={task.table} is a URL. Copy the table to this machine; its records are "
+            "read from a folder too (task.records)."
+        )
     path = Path(task.table).expanduser()
     if not path.is_file():
         raise UserError(f"task.table={path}: there is no such file.")

@@ -149,6 +149,11 @@ def resolve_checkpoint(which: str, runs: Path | str, run_name: str | None) -> Pa
         return find_checkpoint(RunDirectory.existing(runs, run_name), which)
     if which in ("best", "last"):
         raise UserError(f"checkpoint={which} is that of a run: add run=NAME, or give a path.")
+    if "://" in which:
+        raise UserError(
+            f"checkpoint={which} is a URL. Download the file and give its path "
+            "(for the hub: hf download ORG/NAME)."
+        )
     return Path(which)
 
 

@@ -58,10 +58,11 @@ def read_official(path: Path | str) -> dict[str, Any]:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     # A foreign file fails in whatever way its first bytes lead to.
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        # torch goes on with advice that nobody should follow here (weights_only=False).
+        reason = str(error).strip().split(". ")[0].splitlines()[:1] or [type(error).__name__]
         raise UserError(
-            f"{path} cannot be read as a checkpoint of tensors and plain values ({reason}). It is "
-            "no checkpoint, or holds code, which is never run."
+            f"{path} cannot be read as a checkpoint of tensors and plain values ({reason[0]}). It "
+            "is no checkpoint, or holds code, which is never run."
         ) from error
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint's dict.")

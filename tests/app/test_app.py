@@ -134,6 +134,7 @@ def test_every_experiment_has_settings_that_are_accepted(choice: str) -> None:
         ("pretrain", ["schedule=xyz"], "Valid: constant, cosine, one_cycle, plateau, step"),
         ("pretrain", ["experiment=ptbxl"], "There is no experiment=ptbxl."),
         ("pretrain", [], "scripts/pretrain.py needs run=... shards=..."),
+        ("pretrain", ["run=a", "shards=null"], "scripts/pretrain.py needs shards=..."),
         ("prepare", ["shards=x"], "needs source.root=..."),
         ("prepare", ["labels=ptbxl_super"], "Did you mean 'ptbxl_super5'"),
         ("prepare", ["signal=papr"], "Did you mean 'paper'"),
@@ -163,6 +164,14 @@ def test_group_of_another_verb_is_refused(
 ) -> None:
     assert start("verify", ["shards=x", "model=net1d_1m"], monkeypatch) == 1
     assert "model" in capsys.readouterr().err
+
+
+def test_names_in_any_alphabet_need_no_quotes() -> None:
+    for value in ("Ärzte/Daten 1", "O'Brien ü", "数据"):
+        config = app.compose_config("pretrain", ["run=a", f"shards={value}"])
+        assert config["shards"] == value
+    quoted = app.compose_config("pretrain", ["run=a", "shards='Ärzte, Daten'"])
+    assert quoted["shards"] == "Ärzte, Daten"
 
 
 def test_added_and_nested_keys_reach_the_task(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Batches of one rank: which rows, which labels, which denominator."""
 
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -152,15 +153,40 @@ def test_rows_of_a_split_are_found_without_listing_them(tiny_shards: ShardSet) -
     assert len(SplitRows([])) == 0
 
 
-def test_index_reads_the_same_after_its_pages_were_given_back(tiny_shards: ShardSet) -> None:
-    index, draw = IndexRows(tiny_shards.index), np.random.default_rng(0)
-    for _ in range(30):
-        rows = draw.integers(0, len(tiny_shards), 500)
-        assert index.take(rows).tobytes() == tiny_shards.index[rows].tobytes()
+def test_rows_of_the_index_are_those_of_its_mapping(tiny_shards: ShardSet) -> None:
+    rows = np.random.default_rng(0).integers(0, len(tiny_shards), 500)
+    assert IndexRows(tiny_shards.index).take(rows).tobytes() == tiny_shards.index[rows].tobytes()
+    part = tiny_shards.index[5:20]
+    assert IndexRows(part).take(np.array([3, 0])).tobytes() == part[[3, 0]].tobytes()
+    with pytest.raises(IndexError):
+        IndexRows(tiny_shards.index).take(np.array([len(tiny_shards)]))
+
+
+def test_memory_does_not_grow_with_the_index(tmp_path: Path) -> None:
+    # Ten million rows without a byte on the disk, read at random.
+    size, dtype = 10_000_000, np.dtype([("row", "S152")])
+    index = np.lib.format.open_memmap(tmp_path / "index.npy", "w+", dtype, (size,))
+    pages = Path("/proc/self/statm")
+    rows, draw = IndexRows(index), np.random.default_rng(0)
+    before = int(pages.read_text().split()[1])
+    for _ in range(50):
+        rows.take(draw.integers(0, size, 64))
+    grown = (int(pages.read_text().split()[1]) - before) * os.sysconf("SC_PAGE_SIZE")
+    assert grown < 8e6
+
+
+def test_index_cut_under_way_is_told(tiny_shards: ShardSet, tmp_path: Path) -> None:
+    path = tmp_path / "index.npy"
+    shutil.copy(tiny_shards.folder / "index.npy", path)
+    index = np.load(path, mmap_mode="r")
+    rows = IndexRows(index)
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(UserError, match="cut while it was read"):
+        rows.take(np.array([len(index) - 1]))
 
 
 def test_start_deep_in_an_epoch_computes_and_reads_no_more_than_one_at_its_beginning(
-    tiny_shards: ShardSet,
+    tiny_shards: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A plan of ten million samples, all read from the few there are.
     size = 10_000_000
@@ -181,11 +207,15 @@ def test_start_deep_in_an_epoch_computes_and_reads_no_more_than_one_at_its_begin
 
     def work_of_first_batch(start: Position) -> tuple[int, int]:
         Counted.num_slots_computed = 0
-        reader = SampleReader(tiny_shards)
+        reader, num_rows = SampleReader(tiny_shards), []
+        take = reader.index.take
+        monkeypatch.setattr(
+            reader.index, "take", lambda rows: (num_rows.append(len(rows)), take(rows))[1]
+        )
         plan = Counted(size, 0, "large")
         one = TrainingBatches(reader, Tiled(), plan, RankShape(8), start, size, ReadAhead(0))
         next(iter(one))
-        return Counted.num_slots_computed, reader.index._touched
+        return Counted.num_slots_computed, sum(num_rows)
 
     assert work_of_first_batch(Position(0, 9_000_000)) == work_of_first_batch(Position()) == (8, 8)
 

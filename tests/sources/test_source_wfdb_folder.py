@@ -78,6 +78,20 @@ def test_equal_names_in_two_folders_are_told_apart_by_the_path(tmp_path: Path) -
     assert table.counts["table_rows_without_record"] == 1
 
 
+def test_table_that_is_not_utf8_is_refused_before_its_statements_are_lost(tmp_path: Path) -> None:
+    header(tmp_path / "x.hea")
+    (tmp_path / "t.csv").write_bytes("name,dx\nx,Vorhofflimmern Müller\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"t\.csv is not in UTF-8: 1 of 1 rows"):
+        read(tmp_path, table="t.csv", statement_columns=["dx"])
+
+
+def test_table_with_semicolons_is_told_so(tmp_path: Path) -> None:
+    header(tmp_path / "x.hea")
+    (tmp_path / "t.csv").write_text("name;dx\nx;1\n")
+    with pytest.raises(UserError, match="separates its columns by ';'"):
+        read(tmp_path, table="t.csv", record_column="name", statement_columns=["dx"])
+
+
 def test_signal_files_without_a_header_are_counted(tmp_path: Path) -> None:
     header(tmp_path / "x.hea", "#Dx: 1")
     (tmp_path / "lonely.mat").write_bytes(b"")

@@ -260,6 +260,10 @@ def find_column(columns: Iterable[str], names: Iterable[str], path: Path) -> str
     for name in wanted:
         if name.lower() in present:
             return present[name.lower()]
+    if len(present) == 1 and (mark := next((m for m in ";\t|" if m in min(present)), "")):
+        raise UserError(
+            f"{path} separates its columns by {mark!r}. Save it with commas between them."
+        )
     raise UserError(
         f"{path} has no column {' or '.join(repr(name) for name in wanted)}"
         f" (found: {', '.join(present.values()) or 'nothing'}).{did_you_mean(wanted[0], present)}"

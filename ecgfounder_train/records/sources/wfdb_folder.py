@@ -220,6 +220,7 @@ class WfdbFolderSource:
         else:
             spoken = pl.lit(None, dtype=pl.List(pl.String))
         table = collect(frame.select(*chosen, spoken.alias("statements")), path)
+        _require_utf8(table, path)
         table = table.with_columns(
             pl.Series("record_path", _match_records(table, paths, counts), dtype=pl.String)
         ).drop_nulls("record_path")
@@ -256,6 +257,24 @@ class WfdbFolderSource:
 _HEADER_SCHEMA: dict[str, pl.DataType] = {
     name: kind for name, kind in RECORD_COLUMNS.items() if name not in ("reject_reason", "year")
 }
+
+
+def _require_utf8(table: pl.DataFrame, path: Path) -> None:
+    """Raise if texts were lost: a statement that no label knows any more would count as negative.
+
+    Raises:
+        UserError: Rows hold bytes that are no UTF-8.
+    """
+    lost = pl.any_horizontal(
+        pl.col(pl.String).str.contains("\ufffd", literal=True).fill_null(False),
+        pl.col("statements").list.join("").str.contains("\ufffd", literal=True).fill_null(False),
+    )
+    if rows := table.filter(lost).height:
+        raise UserError(
+            f"{path} is not in UTF-8: {rows:,} of {table.height:,} rows hold other characters "
+            "(Latin-1, Windows-1252?). Save it as UTF-8, such as with: "
+            f"iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8.csv"
+        )
 
 
 def _match_records(table: pl.DataFrame, paths: list[str], counts: Counter[str]) -> list[str | None]:
