@@ -53,6 +53,9 @@ def run(verb: str, task: Task) -> NoReturn:
     Exit status: 0 done, 1 a mistake or a refusal of the machine (no permission, a full disk) that
     the message explains, 130 interrupted.
     """
+    # Read when torch is imported, which no script has done yet. Its warnings in C++ (one per rank)
+    # are of no use to who runs this, and bury what is.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
         print(manual_page(verb))
