@@ -188,9 +188,6 @@ def _quieten_lightning() -> None:
     warnings.filterwarnings("ignore", module="lightning.*")
     # Weights of 1x1 convolutions have ambiguous strides; the copy DDP makes of them is negligible.
     warnings.filterwarnings("ignore", message="Grad strides do not match")
-    # All are used; see `create_trainer`.
-    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def versions() -> dict[str, str]:
