@@ -10,6 +10,7 @@ further ranks with the very same command line. Anything that is Hydra's own (`--
 """
 
 import errno
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
