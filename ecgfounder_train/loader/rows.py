@@ -70,6 +70,7 @@ class IndexRows:
     def __init__(self, index: npt.NDArray[np.void]) -> None:
         self._index = index
         self._file: int | None = None
+        self._first = 0
         # A part of a mapping says the offset of the whole, and is only found in tests.
         if isinstance(index, np.memmap) and isinstance(index.base, mmap.mmap) and index.filename:
             self._file = os.open(index.filename, os.O_RDONLY | os.O_CLOEXEC)
@@ -88,7 +89,7 @@ class IndexRows:
         size = entries.itemsize
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self._index):
             raise IndexError(f"rows beyond the {len(self._index):,} of the index")
-        into = memoryview(entries.view(np.uint8))
+        into = entries.view(np.uint8).data
         for place, offset in enumerate((self._first + rows * size).tolist()):
             if os.preadv(self._file, [into[place * size : (place + 1) * size]], offset) != size:
                 raise UserError(

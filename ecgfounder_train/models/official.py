@@ -59,9 +59,10 @@ def read_official(path: Path | str) -> dict[str, Any]:
     # A foreign file fails in whatever way its first bytes lead to.
     except Exception as error:
         # torch goes on with advice that nobody should follow here (weights_only=False).
-        reason = str(error).strip().split(". ")[0].splitlines()[:1] or [type(error).__name__]
+        said = str(error).strip().split(". ")[0].splitlines()
+        reason = said[0] if said else type(error).__name__
         raise UserError(
-            f"{path} cannot be read as a checkpoint of tensors and plain values ({reason[0]}). It "
+            f"{path} cannot be read as a checkpoint of tensors and plain values ({reason}). It "
             "is no checkpoint, or holds code, which is never run."
         ) from error
     if not isinstance(checkpoint, dict):
