@@ -410,6 +410,11 @@ def _of_cluster(folder: Path, node: str | None = None) -> list[psutil.Process]:
     daemons, tasks = [], []
     for process in psutil.process_iter():
         try:
+            if node is None and process.name().startswith("slurmstepd"):
+                # One that was cut off outlives its tasks.
+                if process.cwd().startswith(str(folder)):
+                    daemons.append(process)
+                continue
             env = process.environ()
             if env.get("SLURM_CONF") != str(folder / "slurm.conf"):
                 continue
