@@ -237,7 +237,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = x if self.is_first else self._activate(x, self.bn1)
         out = self.conv1(out)
-        if self.dropout:
+        if self.dropout and self.training:
             out = self.conv2(self._activate(out, self.bn2))
         else:
             out = self.conv2(self.bn2(out) if self.use_norm else out, swish=True)
