@@ -307,14 +307,26 @@ class _Job:
                     f"{rank.exitcode}, and nobody had asked it to: {output[-2000:]}"
                 )
 
+    def has_begun(self) -> bool:
+        """Tell whether this life has begun a step."""
+        path = self.ledger(0)
+        return path.is_file() and path.stat().st_size > 0
+
+    def asked(self) -> "list[ForkServerProcess]":
+        """Return one rank at random; all of them while the job starts.
+
+        Ranks that have not met yet do not notice that one is gone. A launcher does, and ends all.
+        """
+        return [self.soak.rng.choice(self.ranks)] if self.has_begun() else self.ranks
+
     def wait_for_steps(self) -> None:
         """Return when the first step has begun.
 
         Raises:
             UserError: It does not begin.
         """
-        path, deadline = self.ledger(0), time.monotonic() + _PATIENCE_S
-        while not path.is_file() or path.stat().st_size == 0:
+        deadline = time.monotonic() + _PATIENCE_S
+        while not self.has_begun():
             self.require_alive()
             if time.monotonic() > deadline:
                 raise UserError(f"The soak's run made no step in {_PATIENCE_S:.0f} s.")
@@ -342,7 +354,7 @@ def _end(soak: _Soak, job: _Job) -> None:
         _stop(soak, job, signal.Signals[way])
         return
     soak.lives[-1].ending = way
-    victims = job.ranks if way == "SIGKILL" else [soak.rng.choice(job.ranks)]
+    victims = job.ranks if way == "SIGKILL" else job.asked()
     for victim in victims:
         victim.kill()
     start = time.monotonic()
@@ -352,17 +364,14 @@ def _end(soak: _Soak, job: _Job) -> None:
 
 
 def _stop(soak: _Soak, job: _Job, number: signal.Signals) -> None:
-    """Ask one rank of a life to stop: all must.
-
-    In its first seconds Python itself ends it, with nothing to save; the others then end because
-    a rank is gone.
-    """
+    """Ask one rank of a life to stop: all must. One that is starting may end with nothing saved."""
     soak.lives[-1].ending = number.name
-    asked = soak.rng.choice(job.ranks)
-    assert asked.pid is not None
-    os.kill(asked.pid, number)
+    begun, asked = job.has_begun(), job.asked()
+    for rank in asked:
+        assert rank.pid is not None
+        os.kill(rank.pid, number)
     statuses = job.wait()
-    if asked.exitcode != -number and set(statuses) != {128 + number}:
+    if begun and set(statuses) != {128 + number}:
         raise UserError(f"After {number.name} the soak's ranks ended with {statuses}.")
 
 

@@ -1,5 +1,6 @@
 """What a run leaves behind, what it refuses, and how it fails."""
 
+import hashlib
 import json
 import os
 import platform
@@ -23,7 +24,7 @@ from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.evaluation.trained import TrainedModel
 from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.models.checkpoint import find_checkpoint, load_checkpoint, step_name
-from ecgfounder_train.shards import ShardSet
+from ecgfounder_train.shards import BuildOptions, ShardSet
 from ecgfounder_train.splits import PatientSplit
 from ecgfounder_train.training.metrics_log import MetricsLog
 
@@ -200,8 +201,9 @@ def test_training_without_validation_part_is_refused(tiny_set: Any, tmp_path: Pa
         ),
         ({"profile": tiny_set.profile("official")}, "signal profile"),
         ({"split": PatientSplit(seed=9)}, "split into train, val and test"),
+        ({"options": BuildOptions(records_per_shard=12, seed=4)}, "set of shards"),
     ],
-    ids=["vocabulary", "profile", "split"],
+    ids=["vocabulary", "profile", "split", "data"],
 )
 def test_resume_on_other_shards_names_what_differs(
     tiny_set: Any,
@@ -214,8 +216,12 @@ def test_resume_on_other_shards_names_what_differs(
 
     pretrain("budget.max_epochs=1")
     other = tiny.build(tiny_set.catalog, tiny_set.root, tmp_path / "other", **changes)
-    with pytest.raises(UserError, match=f"was made with another .*{what}"):
+    remedy = r"Give the settings it was started with, or start anew with another run=NAME"
+    with pytest.raises(UserError, match=f"was made with another .*{what}.*{remedy}") as refusal:
         pretrain("budget.max_epochs=2", f"shards={other.folder}")
+    # Only what differs is named; with the labels, the profile or the split so do the shards.
+    named = str(refusal.value).split("was made with another ")[1].split(". Give")[0]
+    assert set(named.split(", ")) <= {*what.split(", "), "set of shards"}
 
 
 def test_vanished_shard_stops_training_with_its_name(
@@ -306,6 +312,18 @@ def test_checkpoint_of_another_format_version_is_refused(
     torch.save({**checkpoint, "format_version": 99}, tmp_path / "new.ckpt")
     with pytest.raises(UserError, match="checkpoint format 99"):
         load_checkpoint(tmp_path / "new.ckpt")
+
+
+def test_run_of_another_format_version_is_left_alone_and_told_how_to_go_on(
+    pretrain: Pretrain,
+) -> None:
+    run = pretrain("budget.max_epochs=1")
+    newest = find_checkpoint(run, "last")
+    torch.save({**torch.load(newest, weights_only=True), "format_version": 99}, newest)
+    before = newest.read_bytes()
+    with pytest.raises(UserError, match=r"checkpoint format 99.*Use the version that wrote it"):
+        pretrain("budget.max_epochs=2")
+    assert newest.read_bytes() == before
 
 
 @pytest.mark.multiprocess
@@ -429,6 +447,9 @@ def test_wandb_offline_learns_no_host_path_or_command(
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     sent = [path for path in files if path.suffix == ".wandb" or "files" in path.parts]
     assert any(path.suffix == ".wandb" for path in sent)
+    # A resumed or requeued run is the same one there.
+    run_id = hashlib.sha256(b"wandb_run").hexdigest()[:16]
+    assert [path.name.split("-")[-1] for path in folder.glob("offline-run-*")] == [run_id]
     content = b"".join(path.read_bytes() for path in sent)
     assert b"macro_auroc" in content
     forbidden = [*identifiers(tiny_shards), str(tmp_path).encode(), b"pretrain.py", b"paths.runs"]
