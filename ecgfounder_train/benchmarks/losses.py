@@ -379,8 +379,8 @@ def _outcome(scores: list[Score], truth: _Truth, shards: ShardSet, settings: Set
         f"{settings.num_seeds} seed(s); {len(truth.targets):,} held-out ECGs of "
         f"{truth.patients.max() + 1:,} patients with their true statements, "
         f"{int(truth.counted.sum())} labels",
-        f"{'missed':>6}  {'loss':<22}{'AUROC':>8}{'95 %':>16}{'to bce':>9}{'95 %':>18}"
-        f"{'AP':>8}{'to bce':>9}{'95 %':>18}",
+        f"{'missed':>6}  {'loss':<22}{'AUROC':>8}{'95 %':>16}{'to bce':>9}{'95 %':>20}"
+        f"{'AP':>8}{'to bce':>9}{'95 %':>20}",
     ]
     by_name = {(one.missed, one.loss, one.metric): one for one in scores}
     for share in settings.missed:
@@ -412,6 +412,6 @@ def _range(interval: tuple[float, float]) -> str:
 
 def _change(score: Score) -> str:
     if score.loss == "bce":
-        return f"{'':>27}"
+        return f"{'':>29}"
     low, high = score.difference_interval
-    return f"{score.difference:>+9.4f}{f'{low:+.4f} to {high:+.4f}':>18}"
+    return f"{score.difference:>+9.4f}{f'{low:+.4f} to {high:+.4f}':>20}"

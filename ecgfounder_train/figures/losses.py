@@ -50,5 +50,7 @@ def loss_figure(panels: Sequence[tuple[str, Sequence[LossCurve]]]) -> Figure:
             axes.set_xticks([100 * share for share in curves[0].shares])
             axes.set(xlabel="true statements left out, %", ylabel=label)
             light_grid(axes)
-        row[0].legend(loc="lower left")
+        # Above the panels: within them the curves need the room.
+        handles, names = row[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper center", ncols=len(names))
         return figure
