@@ -88,6 +88,7 @@ def test_run_killed_at_random_moments_is_bit_exact(
     print(f"{KILLS} kills, {kills.written} of them while a checkpoint was written")
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("more", [(), PLATEAU_ON_A_THREAD], ids=["cosine", "plateau_on_a_thread"])
 def test_two_ranks_killed_at_random_moments_are_bit_exact(

@@ -45,23 +45,6 @@ def test_resume_mid_epoch_is_bit_exact(
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("attempt", range(2))
-def test_run_killed_again_and_again_is_bit_exact(
-    tiny_shards: ShardSet, tmp_path: Path, undisturbed: RunDirectory, attempt: int
-) -> None:
-    arguments = tiny_overrides(tiny_shards, tmp_path, "run", *EVERYTHING_ON)
-    run = RunDirectory(tmp_path / "run")
-    for step in sorted(random.sample(range(1, 40), 3)):
-        child = Child(arguments, tmp_path / "output.txt")
-        run_tools.wait_for_step(run, step, child.alive)
-        time.sleep(random.uniform(0, 0.05))
-        child.signal(signal.SIGKILL)
-        assert child.wait() in (-signal.SIGKILL, 0)
-    assert Child(arguments, tmp_path / "output.txt").wait() == 0
-    assert_same_run(run, undisturbed)
-
-
-@pytest.mark.multiprocess
 @pytest.mark.parametrize(
     "kill_at",
     [
