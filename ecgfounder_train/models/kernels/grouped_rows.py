@@ -18,7 +18,6 @@ import numpy as np
 
 from ecgfounder_train.models.kernels.team import (
     FIRST_ARGUMENT,
-    bfloats_at,
     floats_at,
     job_of,
     next_unit,
@@ -190,7 +189,7 @@ def _input_gradient(
 
 
 @worker
-def forward_float32(pointer):
+def forward(pointer):
     """x, weight, bias, y, then the numbers that `_forward` reads."""
     job, at = job_of(pointer), FIRST_ARGUMENT
     x, y = floats_at(job[at]), floats_at(job[at + 3])
@@ -198,26 +197,9 @@ def forward_float32(pointer):
 
 
 @worker
-def forward_bfloat16(pointer):
-    """The same of bfloat16 signals."""
-    job, at = job_of(pointer), FIRST_ARGUMENT
-    x, y = bfloats_at(job[at]), bfloats_at(job[at + 3])
-    _forward(job, x, floats_at(job[at + 1]), floats_at(job[at + 2]), y)
-
-
-@worker
-def backward_float32(pointer):
+def backward(pointer):
     """x, gradient, weight, its gradients in this order, then the numbers that `_backward` reads."""
     job, at = job_of(pointer), FIRST_ARGUMENT
     x, gradient, grad_x = floats_at(job[at]), floats_at(job[at + 1]), floats_at(job[at + 3])
-    sums, bias_sums = floats_at(job[at + 4]), floats_at(job[at + 5])
-    _backward(job, x, gradient, floats_at(job[at + 2]), grad_x, sums, bias_sums)
-
-
-@worker
-def backward_bfloat16(pointer):
-    """The same of bfloat16 signals."""
-    job, at = job_of(pointer), FIRST_ARGUMENT
-    x, gradient, grad_x = bfloats_at(job[at]), bfloats_at(job[at + 1]), bfloats_at(job[at + 3])
     sums, bias_sums = floats_at(job[at + 4]), floats_at(job[at + 5])
     _backward(job, x, gradient, floats_at(job[at + 2]), grad_x, sums, bias_sums)

@@ -50,9 +50,8 @@ class VectorGroupedConvolution(torch.autograd.Function):
         by_tap = weight.view(-1, WIDTH, WIDTH, taps).permute(0, 3, 2, 1).float().contiguous()
         shift = weight.new_zeros(channels).float() if bias is None else bias.float()
         together = max(_TOGETHER_BYTES // (rows[0].numel() * rows.element_size()), 1)
-        is_float = rows.dtype == torch.float32
         work(
-            grouped_rows.forward_float32() if is_float else grouped_rows.forward_bfloat16(),
+            grouped_rows.forward(),
             channels // WIDTH * -(-batch // together),
             (rows, by_tap, shift, result),
             (channels, batch, num_samples, num_outputs, taps, stride, padding[0], swish, together),
@@ -77,11 +76,10 @@ class VectorGroupedConvolution(torch.autograd.Function):
         sums = weight.new_empty(parts, groups, taps, WIDTH, WIDTH, dtype=torch.float32)
         bias_sums = sums.new_empty(parts, channels)
         grad_rows = torch.empty_like(rows) if wants_x else None
-        is_float = rows.dtype == torch.float32
         settings = (taps, ctx.stride, ctx.before, ctx.swish)
         wanted = (wants_x, wants_weight or wants_bias)
         work(
-            grouped_rows.backward_float32() if is_float else grouped_rows.backward_bfloat16(),
+            grouped_rows.backward(),
             groups * parts,
             (rows, upstream, _by_phase(weight, ctx.stride, ctx.before), grad_rows, sums, bias_sums),
             (channels, batch, num_samples, upstream.shape[1], *settings, together, *wanted),

@@ -56,12 +56,6 @@ def floats_at(address):
 
 
 @numba.njit
-def bfloats_at(address):
-    """Return the bfloat16 numbers at an address, as uint16, as an array without bounds."""
-    return numba.carray(_pointer(address), 1 << 62, np.uint16)
-
-
-@numba.njit
 def job_of(pointer):
     """Return the numbers of the job a worker is called with."""
     return numba.carray(pointer, _MOST_NUMBERS)

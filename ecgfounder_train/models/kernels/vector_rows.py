@@ -1,4 +1,4 @@
-"""Rows of sixteen numbers as vectors inside numba's loops: products, Swish, bfloat16.
+"""Rows of sixteen numbers as vectors inside numba's loops: products, Swish.
 
 A row is the sixteen channels of a group, which is one register of AVX-512 (two of AVX2, four of
 NEON: LLVM splits it). numba alone leaves the sums of a product in memory; written out as LLVM's
@@ -6,7 +6,7 @@ vectors they stay in registers, and the products run at the rate of the multipli
 GFLOP/s on one core of an EPYC, where oneDNN's grouped convolution reaches 32 and MKL's large matrix
 products 92.
 
-Arrays are flat: float32, or uint16 that holds bfloat16. Offsets count elements. Nothing is checked.
+Arrays are flat float32. Offsets count elements. Nothing is checked.
 """
 
 # numba reads these bodies itself and hands them values without Python types.
@@ -24,10 +24,9 @@ ROWS = 8 if get_host_cpu_features().get("avx512f") else 4
 """Rows of a product at a time: enough sums to hide the latency of a multiply-add (4 cycles), few
 enough for the registers."""
 
-_I16, _I32, _I64, _FLOAT = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_I32, _I64, _FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _ROW = ir.VectorType(_FLOAT, WIDTH)
 _INTS = ir.VectorType(_I32, WIDTH)
-_SHORTS = ir.VectorType(_I16, WIDTH)
 
 
 def _all(value: float) -> ir.Constant:
@@ -43,26 +42,14 @@ def _pointer(context, builder, kind, array, offset):
     return builder.gep(data, [offset])
 
 
-def _load(builder, kind, pointer):
-    """Return the row at a pointer as float32."""
-    if kind.dtype == types.float32:
-        return builder.load(builder.bitcast(pointer, _ROW.as_pointer()), align=4)
-    short = builder.load(builder.bitcast(pointer, _SHORTS.as_pointer()), align=2)
-    return builder.bitcast(builder.shl(builder.zext(short, _INTS), _ints(16)), _ROW)
+def _load(builder, pointer):
+    """Return the row at a pointer."""
+    return builder.load(builder.bitcast(pointer, _ROW.as_pointer()), align=4)
 
 
-def _store(builder, kind, row, pointer):
-    """Write a row, rounded to the nearest bfloat16 (ties to even) where the array holds those."""
-    if kind.dtype == types.float32:
-        builder.store(row, builder.bitcast(pointer, _ROW.as_pointer()), align=4)
-        return
-    bits = builder.bitcast(row, _INTS)
-    odd = builder.and_(builder.lshr(bits, _ints(16)), _ints(1))
-    rounded = builder.lshr(builder.add(bits, builder.add(odd, _ints(0x7FFF))), _ints(16))
-    is_nan = builder.fcmp_unordered("uno", row, row)  # rounding could carry a NaN over to zero
-    rounded = builder.select(is_nan, _ints(0x7FC0), rounded)
-    short = builder.trunc(rounded, _SHORTS)
-    builder.store(short, builder.bitcast(pointer, _SHORTS.as_pointer()), align=2)
+def _store(builder, row, pointer):
+    """Write a row."""
+    builder.store(row, builder.bitcast(pointer, _ROW.as_pointer()), align=4)
 
 
 def _fma(builder, a, b, c):
@@ -119,17 +106,17 @@ def add_products(typing, sums, at, a, a_at, row_step, column_step, b, b_at, dept
         places = [builder.gep(first_sum, [_I64(m * WIDTH)]) for m in range(ROWS)]
         totals = [cgutils.alloca_once(builder, _ROW) for _ in range(ROWS)]  # become registers
         for place, total in zip(places, totals, strict=True):
-            builder.store(_load(builder, kinds[0], place), total)
+            builder.store(_load(builder, place), total)
         with cgutils.for_range(builder, depth) as loop:
             place = builder.gep(right, [builder.mul(loop.index, _I64(WIDTH))])
-            row = _load(builder, kinds[6], place)
+            row = _load(builder, place)
             column = builder.gep(left, [builder.mul(loop.index, column_step)])
             for m, total in enumerate(totals):
                 factor = builder.load(builder.gep(column, [builder.mul(_I64(m), row_step)]))
                 product = _fma(builder, _spread(builder, factor), row, builder.load(total))
                 builder.store(product, total)
         for place, total in zip(places, totals, strict=True):
-            _store(builder, kinds[0], builder.load(total), place)
+            _store(builder, builder.load(total), place)
         return context.get_dummy_value()
 
     return signature, generate
@@ -137,12 +124,12 @@ def add_products(typing, sums, at, a, a_at, row_step, column_step, b, b_at, dept
 
 @intrinsic
 def copy_row(typing, target, at, source, source_at):
-    """Copy a row, from and to either kind of array."""
+    """Copy a row."""
 
     def generate(context, builder, signature, args):
         kinds = signature.args
-        row = _load(builder, kinds[2], _pointer(context, builder, kinds[2], args[2], args[3]))
-        _store(builder, kinds[0], row, _pointer(context, builder, kinds[0], args[0], args[1]))
+        row = _load(builder, _pointer(context, builder, kinds[2], args[2], args[3]))
+        _store(builder, row, _pointer(context, builder, kinds[0], args[0], args[1]))
         return context.get_dummy_value()
 
     return types.void(target, types.int64, source, types.int64), generate
@@ -154,7 +141,7 @@ def zero_row(typing, target, at):
 
     def generate(context, builder, signature, args):
         kind = signature.args[0]
-        _store(builder, kind, _all(0.0), _pointer(context, builder, kind, args[0], args[1]))
+        _store(builder, _all(0.0), _pointer(context, builder, kind, args[0], args[1]))
         return context.get_dummy_value()
 
     return types.void(target, types.int64), generate
@@ -167,8 +154,8 @@ def add_row(typing, target, at, source, source_at):
     def generate(context, builder, signature, args):
         kinds = signature.args
         place = _pointer(context, builder, kinds[0], args[0], args[1])
-        row = _load(builder, kinds[2], _pointer(context, builder, kinds[2], args[2], args[3]))
-        _store(builder, kinds[0], builder.fadd(_load(builder, kinds[0], place), row), place)
+        row = _load(builder, _pointer(context, builder, kinds[2], args[2], args[3]))
+        _store(builder, builder.fadd(_load(builder, place), row), place)
         return context.get_dummy_value()
 
     return types.void(target, types.int64, source, types.int64), generate
@@ -180,10 +167,10 @@ def multiply_row(typing, target, at, a, a_at, b, b_at):
 
     def generate(context, builder, signature, args):
         kinds = signature.args
-        left = _load(builder, kinds[2], _pointer(context, builder, kinds[2], args[2], args[3]))
-        right = _load(builder, kinds[4], _pointer(context, builder, kinds[4], args[4], args[5]))
+        left = _load(builder, _pointer(context, builder, kinds[2], args[2], args[3]))
+        right = _load(builder, _pointer(context, builder, kinds[4], args[4], args[5]))
         place = _pointer(context, builder, kinds[0], args[0], args[1])
-        _store(builder, kinds[0], builder.fmul(left, right), place)
+        _store(builder, builder.fmul(left, right), place)
         return context.get_dummy_value()
 
     number = types.int64
@@ -196,9 +183,9 @@ def swish_row(typing, target, at, source, source_at):
 
     def generate(context, builder, signature, args):
         kinds = signature.args
-        x = _load(builder, kinds[2], _pointer(context, builder, kinds[2], args[2], args[3]))
+        x = _load(builder, _pointer(context, builder, kinds[2], args[2], args[3]))
         place = _pointer(context, builder, kinds[0], args[0], args[1])
-        _store(builder, kinds[0], builder.fmul(x, _sigmoid(builder, x)), place)
+        _store(builder, builder.fmul(x, _sigmoid(builder, x)), place)
         return context.get_dummy_value()
 
     return types.void(target, types.int64, source, types.int64), generate
@@ -210,14 +197,14 @@ def swish_and_slope_row(typing, target, slope, at, source, source_at):
 
     def generate(context, builder, signature, args):
         kinds = signature.args
-        x = _load(builder, kinds[3], _pointer(context, builder, kinds[3], args[3], args[4]))
+        x = _load(builder, _pointer(context, builder, kinds[3], args[3], args[4]))
         sigmoid = _sigmoid(builder, x)
         swish = builder.fmul(x, sigmoid)
         rest = builder.fsub(_all(1.0), sigmoid)
         derivative = _fma(builder, swish, rest, sigmoid)
         for number, row in ((0, swish), (1, derivative)):
             place = _pointer(context, builder, kinds[number], args[number], args[2])
-            _store(builder, kinds[number], row, place)
+            _store(builder, row, place)
         return context.get_dummy_value()
 
     return types.void(target, slope, types.int64, source, types.int64), generate
