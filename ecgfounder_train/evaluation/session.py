@@ -406,7 +406,7 @@ class Evaluation:
                 "and these are weights without a run."
             )
         notes, groups = self._notes(label_map)
-        chosen = _in_group(self.trained.labels, groups, self.config["group"])
+        chosen = _in_group(evaluated.predictions.labels, groups, self.config["group"])
         if not chosen.all():
             remarks.append(
                 f"{int(chosen.sum())} of the {len(chosen)} labels are evaluated here: "
