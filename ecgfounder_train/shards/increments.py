@@ -5,6 +5,7 @@ folder: records that stand in it keep their shard, others are planned into new s
 ones. So a release costs only what it adds, and nobody changes part.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,15 @@ from ecgfounder_train.shards.plan import PLAN_COLUMNS, PlannedShard, SortedCatal
 PLAN_NAME = "plan.parquet"
 GONE_NAME = "gone_upstream.csv"
 _KEY = "ecgfounder_train.plan"
+_ROWS_AT_A_TIME = 100_000
+_UNREADABLE = (
+    pl.exceptions.PolarsError,
+    pl.exceptions.PanicException,  # not an Exception: polars' own on some damaged files
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+)
 _FACTS = tuple(name for name in PLAN_COLUMNS if name not in ("record_path", "record_key"))
 CHANGE_POLICIES = ("refuse", "keep", "rewrite")
 
@@ -53,9 +63,24 @@ class StoredPlan:
             for number, (name, split, _) in enumerate(self.shards)
         )
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all of it: Parquet itself does not notice a changed value."""
+        head = [[list(entry) for entry in self.shards], list(self.sites)]
+        digest = hashlib.sha256(canonical_json(head).encode())
+        binary = [name for name, kind in self.rows.schema.items() if kind == pl.Binary]
+        for piece in self.rows.iter_slices(_ROWS_AT_A_TIME):
+            text = piece.with_columns(pl.col(binary).bin.encode("hex")).write_csv()
+            digest.update(text.encode())
+        return digest.hexdigest()
+
     def write(self, private: Path) -> None:
         """Write the plan so that it is whole or absent."""
-        header = {"shards": [list(entry) for entry in self.shards], "sites": list(self.sites)}
+        header = {
+            "shards": [list(entry) for entry in self.shards],
+            "sites": list(self.sites),
+            "digest": self.digest,
+        }
         with atomic_file(private / PLAN_NAME) as handle:
             self.rows.write_parquet(handle, metadata={_KEY: canonical_json(header)})
 
@@ -71,12 +96,15 @@ def read_plan(private: Path) -> StoredPlan | None:
         return None
     try:
         header = json.loads(pl.read_parquet_metadata(path)[_KEY])
-        return StoredPlan(
+        plan = StoredPlan(
             pl.read_parquet(path),
             tuple((str(name), str(split), int(number)) for name, split, number in header["shards"]),
             tuple(header["sites"]),
         )
-    except (pl.exceptions.PolarsError, OSError, ValueError, KeyError, TypeError) as error:
+        if plan.digest != header["digest"]:
+            raise ValueError("its digest differs")
+        return plan
+    except _UNREADABLE as error:
         raise UserError(
             f"{path} is damaged ({type(error).__name__}); it says which record is in which shard. "
             "Restore it from a backup, or delete it: a folder that was built in one go is planned "

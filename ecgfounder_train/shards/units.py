@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfounder_train.core.files import atomic_file, sha256_file
-from ecgfounder_train.core.fingerprints import canonical_json
+from ecgfounder_train.core.fingerprints import canonical_json, fingerprint
 from ecgfounder_train.shards.plan import PlannedShard
 from ecgfounder_train.shards.writer import BuiltShard
 
@@ -37,6 +37,7 @@ class UnitRecords:
             "index_sha256": sha256_file(self._index_path(built.name)),
             "shard": asdict(built),
         }
+        record["digest"] = fingerprint(record)
         with atomic_file(self._record_path(built.name), "w") as handle:
             handle.write(canonical_json(record) + "\n")
 
@@ -44,6 +45,7 @@ class UnitRecords:
         """Return the record of a shard if it can be trusted, else None."""
         try:
             record = json.loads(self._record_path(planned.name).read_text(encoding="utf-8"))
+            digest = record.pop("digest")
             shard = {
                 **record["shard"],
                 "rejects": [tuple(row) for row in record["shard"]["rejects"]],
@@ -52,11 +54,12 @@ class UnitRecords:
             same = record["settings"] == self.settings and record["plan"] == planned.digest
             path = self.shards / built.name
             whole = (
-                path.stat().st_size == built.bytes
+                fingerprint(record) == digest
+                and path.stat().st_size == built.bytes
                 and sha256_file(self._index_path(built.name)) == record["index_sha256"]
                 and (not self.check_sha256 or sha256_file(path) == built.sha256)
             )
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         if built.rejects and self.retry_rejected:
             return None
