@@ -262,7 +262,7 @@ def test_other_vocabularies_learn_which_map_is_missing_or_use_theirs(
     else:
         (tmp_path / "README").write_text("an empty download")
         with pytest.raises(
-            UserError, match="gold_standard.csv does not exist. source.root must be"
+            UserError, match=r"gold_standard\.csv does not exist\. source\.root must be"
         ):
             evaluate(runs_ptbxl, "twelve", "code_test", tmp_path)
 
