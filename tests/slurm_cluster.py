@@ -46,7 +46,7 @@ def why_no_cables() -> str | None:
     if shutil.which("ip") is None or shutil.which("nsenter") is None:
         return "no ip or nsenter: apt-get install iproute2 util-linux"
     try:
-        with _network(1):
+        with lay_cables(1):
             return None
     except subprocess.CalledProcessError as error:
         return f"no network namespaces here: {error.stderr.strip()}"
@@ -119,11 +119,11 @@ class LocalSlurm:
 
     def cut_cable(self, node: str) -> None:
         """Pull the cable of a node: it runs on, and nobody hears of it."""
-        _ip("link", "set", self._cable(node), "down")
+        ip("link", "set", self._cable(node), "down")
 
     def mend_cable(self, node: str) -> None:
         """Put the cable of a node back."""
-        _ip("link", "set", self._cable(node), "up")
+        ip("link", "set", self._cable(node), "up")
 
     def cut_between(self, one: str, other: str) -> None:
         """Lose whatever two nodes send each other; SLURM still reaches both.
@@ -140,7 +140,7 @@ class LocalSlurm:
         assert self.network
         for node, peer in ((one, other), (other, one)):
             address = self.network.address(self.nodes.index(peer) + 1)
-            _ip("-n", self._namespace(node), "route", verb, "blackhole", address)
+            ip("-n", self._namespace(node), "route", verb, "blackhole", address)
 
     def _cable(self, node: str) -> str:
         assert self.network
@@ -148,7 +148,7 @@ class LocalSlurm:
 
     def _namespace(self, node: str) -> str:
         assert self.network
-        return _namespace(self.network, self.nodes.index(node) + 1)
+        return namespace_of(self.network, self.nodes.index(node) + 1)
 
     def wait_for_nodes(self, timeout_s: float = 60) -> None:
         """Wait until all nodes are idle, whatever was done to them before."""
@@ -217,7 +217,7 @@ def start_slurm(
     env = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
     env["SLURM_CONF"] = str(folder / "slurm.conf")
     stack = ExitStack()
-    network = stack.enter_context(_network(num_nodes)) if cables else None
+    network = stack.enter_context(lay_cables(num_nodes)) if cables else None
     cluster = LocalSlurm(folder, num_nodes, env, network)
     try:
         _write_configuration(cluster, cpus, memory_mb, gpus, preemption, grace_s)
@@ -254,39 +254,39 @@ def start_slurm(
 
 
 @contextmanager
-def _network(num_nodes: int) -> Iterator[Network]:
-    """Lay the cables, and take everything away again."""
-    used = _ip("-4", "-o", "addr")
+def lay_cables(num_nodes: int) -> Iterator[Network]:
+    """Yield a switch with a cable to each of some nodes, and take everything away again."""
+    used = ip("-4", "-o", "addr")
     free = [f"10.{a}.{b}" for a in (77, 78) for b in range(256) if f" 10.{a}.{b}." not in used]
     # Names of interfaces have at most fifteen characters.
     name = "ecg" + "".join(random.SystemRandom().choices(string.ascii_lowercase, k=5))
     network = Network(name, random.SystemRandom().choice(free))
     switch, numbers = f"{name}s", range(1, num_nodes + 1)
     try:
-        _ip("link", "add", switch, "type", "bridge")
-        _ip("addr", "add", f"{network.switch_address}/24", "dev", switch)
-        _ip("link", "set", switch, "up")
+        ip("link", "add", switch, "type", "bridge")
+        ip("addr", "add", f"{network.switch_address}/24", "dev", switch)
+        ip("link", "set", switch, "up")
         for number in numbers:
-            cable, inside = f"{name}v{number}", _namespace(network, number)
-            _ip("netns", "add", inside)
-            _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", inside)
-            _ip("link", "set", cable, "master", switch, "up")
-            _ip("-n", inside, "addr", "add", f"{network.address(number)}/24", "dev", "eth0")
-            _ip("-n", inside, "link", "set", "eth0", "up")
-            _ip("-n", inside, "link", "set", "lo", "up")
+            cable, inside = f"{name}v{number}", namespace_of(network, number)
+            ip("netns", "add", inside)
+            ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", inside)
+            ip("link", "set", cable, "master", switch, "up")
+            ip("-n", inside, "addr", "add", f"{network.address(number)}/24", "dev", "eth0")
+            ip("-n", inside, "link", "set", "eth0", "up")
+            ip("-n", inside, "link", "set", "lo", "up")
         yield network
     finally:
         for number in numbers:
-            _ip("netns", "del", _namespace(network, number), check=False)
-            _ip("link", "del", f"{name}v{number}", check=False)
-        _ip("link", "del", switch, check=False)
+            ip("netns", "del", namespace_of(network, number), check=False)
+            ip("link", "del", f"{name}v{number}", check=False)
+        ip("link", "del", switch, check=False)
 
 
-def _namespace(network: Network, number: int) -> str:
+def namespace_of(network: Network, number: int) -> str:
     return f"{network.name}-{number}"
 
 
-def _ip(*arguments: str, check: bool = True) -> str:
+def ip(*arguments: str, check: bool = True) -> str:
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=check)
     return done.stdout
 

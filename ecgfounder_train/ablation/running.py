@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ PRETRAIN = Path(__file__).resolve().parents[2] / "scripts" / "pretrain.py"
 IRRELEVANT = ("paths", "resume", "hydra", "trainer", "logger", "checkpoint", "log_every_steps")
 """Sections in which a member may differ from what it was begun with and still be the same run."""
 
+_PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
 _LAUNCHER_KEYS = ("submitit_folder", "_target_", "name", "max_num_timeout")
 _SHARED_KEYS = ("timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb",
                 "nodes", "stderr_to_stdout")  # fmt: skip
@@ -233,6 +235,7 @@ def train_in_process(arguments: Sequence[str], stop: StopRequest) -> int:
     """
     forks = multiprocessing.get_context("forkserver")
     forks.set_forkserver_preload(["ecgfounder_train.training.pretrain", __name__])
+    _start_server()
     process = forks.Process(target=_be_pretrain, args=(list(arguments), str(PRETRAIN)))
     process.start()
     told = False
@@ -243,8 +246,9 @@ def train_in_process(arguments: Sequence[str], stop: StopRequest) -> int:
                 told = True
                 assert process.pid is not None
                 # Never SIGINT: a run that has had one from the terminal takes a second as "at
-                # once", and loses its last steps.
-                os.kill(process.pid, signal.SIGTERM)
+                # once", and loses its last steps. USR1 as it is: after SLURM's TERM a run stays.
+                passed_on = signal.SIGTERM if stop.signal is signal.SIGINT else stop.signal
+                os.kill(process.pid, passed_on)
     except KeyboardInterrupt as error:
         process.terminate()
         process.join()
@@ -255,10 +259,26 @@ def train_in_process(arguments: Sequence[str], stop: StopRequest) -> int:
     return process.exitcode
 
 
+def _start_server() -> None:
+    """Start the server of processes, deaf to the signals that SLURM sends to the whole group.
+
+    The run saves and stops at them; a server that they ended could no longer say when it has.
+    """
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
+    try:
+        # Leaves SIGTERM unblocked.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
 def _be_pretrain(arguments: Sequence[str], script: str) -> None:
     """Be scripts/pretrain.py with these arguments; ends the process."""
     from ecgfounder_train.training.pretrain import train
 
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
     # Lightning starts further ranks with this very command line.
     sys.argv = [script, *arguments]
     app.run("pretrain", train)

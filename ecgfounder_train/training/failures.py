@@ -3,6 +3,7 @@
 A rank that dies breaks the connections of the others, and what they print buries the reason. So the
 first failing rank leaves a note in the run directory; the others read it, repeat it in one line and
 end. Nobody waits longer than `GIVE_UP_S` for a rank that hangs in a collective or in its teardown.
+A node that is not heard any more leaves no note; `lines` find out.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ from typing_extensions import override
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.ranks import is_rank_zero, process_rank
 from ecgfounder_train.core.run_directory import RunDirectory
+from ecgfounder_train.training.lines import Lines, can_be_watched
 
 GIVE_UP_S = 20.0
 """From the first failure to the end of a rank that does not end by itself."""
@@ -67,6 +69,7 @@ class FailureNote:
 
     def __init__(self, run: RunDirectory) -> None:
         self.path = run.failure_file
+        self._run = run
 
     def clear(self, world_size: int) -> None:
         """Forget earlier attempts; another rank may have failed in this one already."""
@@ -95,6 +98,20 @@ class FailureNote:
         if content.get("attempt") != _attempt():
             return None
         return Failure(int(content["rank"]), str(content["reason"]))
+
+    def end_process(self, reason: str) -> None:
+        """End this process at once, wherever its main thread hangs, and say why."""
+        if is_rank_zero():
+            self._mark_run()
+        print(f"error on rank {process_rank()}: {reason}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    def _mark_run(self) -> None:
+        """Say in run.json that the run has failed, as the main thread can no longer."""
+        with suppress(OSError, ValueError, UserError):
+            state = json.loads(self._run.state_file.read_text())
+            if state.get("state") == "training":
+                self._run.write_state(state | {"state": "failed"})
 
 
 @contextmanager
@@ -185,9 +202,7 @@ def _end_with_others(note: FailureNote, over: threading.Event) -> None:
         if noticed_s is None:
             noticed_s = time.monotonic() if note.read() else None
         elif time.monotonic() - noticed_s > GIVE_UP_S and (failure := note.read()):
-            who = f"error on rank {process_rank()}"
-            print(f"{who}: {_repeated(failure)}", file=sys.stderr, flush=True)
-            os._exit(1)
+            note.end_process(_repeated(failure))
 
 
 def _tell_torchrun(error: BaseException) -> None:
@@ -199,14 +214,47 @@ def _tell_torchrun(error: BaseException) -> None:
 
 
 class OwnRanksStrategy(DDPStrategy):
-    """DDP whose further ranks on this machine are watched by `_Launcher`.
+    """DDP whose further ranks on this machine are watched by `_Launcher`, other nodes by `Lines`.
 
     Lightning's own observer kills rank 0 together with the rest, before it can say why.
     """
 
-    def __init__(self, run: RunDirectory, **options: Any) -> None:
+    def __init__(self, run: RunDirectory, link_timeout_s: float, **options: Any) -> None:
         super().__init__(**options)
         self._run_directory = run
+        self._link_timeout_s = link_timeout_s
+        self._lines: Lines | None = None
+
+    @override
+    def setup_environment(self) -> None:
+        super().setup_environment()
+        if self.num_nodes > 1 and self._link_timeout_s > 0 and can_be_watched():
+            self._open_lines()
+
+    @override
+    def teardown(self) -> None:
+        if self._lines is not None:
+            self._lines.close()
+        super().teardown()
+
+    def _open_lines(self) -> None:
+        assert self.cluster_environment is not None
+        lines = self._lines = Lines(self._link_timeout_s, self._end_without)
+        where: Any = lines.listen() if self.global_rank == 0 else None
+        port, token = self.broadcast(where)
+        # Ranks on the node of rank 0 are not cut off from it by any cable.
+        if self.node_rank > 0:
+            lines.connect(self.global_rank, self.cluster_environment.main_address, port, token)
+
+    def _end_without(self, rank: int) -> None:
+        reason = (
+            f"rank {rank} vanished without a word: its node has not answered for "
+            f"{self._link_timeout_s:.0f} s (trainer.link_timeout_s), so it or the network is gone. "
+            "Run the same command again to go on from the last checkpoint."
+        )
+        note = FailureNote(self._run_directory)
+        note.leave(process_rank(), reason)
+        note.end_process(reason[0].upper() + reason[1:])
 
     @override
     def _configure_launcher(self) -> None:

@@ -41,8 +41,10 @@ class TrainerSettings:
         recompute: Keep only the input of each block for the backward pass and run the block again
             there: a fraction of the memory for a third more arithmetic, the same gradients.
         ddp_timeout_s: Seconds a rank waits for the others before it gives up: the longest that one
-            of them may be busy alone (a checkpoint on a slow disk, kernels being compiled). What
-            bounds a job whose cable is cut. Default: that of NCCL.
+            of them may be busy alone (a checkpoint on a slow disk, kernels being compiled).
+            Default: that of NCCL.
+        link_timeout_s: Seconds another node may not answer, however busy it is, before the job
+            ends: what bounds a job whose cable is cut. 0 waits for `ddp_timeout_s` then too.
         peak_tflops: Highest rate of one device in this precision; metrics.csv then has the share
             that is used.
     """
@@ -55,6 +57,7 @@ class TrainerSettings:
     deterministic: bool = False
     recompute: bool = False
     ddp_timeout_s: float = 600.0
+    link_timeout_s: float = 30.0
     peak_tflops: float | None = None
 
     def __post_init__(self) -> None:
@@ -70,6 +73,10 @@ class TrainerSettings:
             )
         if self.peak_tflops is not None and self.peak_tflops <= 0:
             raise UserError(f"trainer.peak_tflops={self.peak_tflops} must be above 0, or null.")
+        if self.link_timeout_s and self.link_timeout_s < 3:
+            raise UserError(
+                f"trainer.link_timeout_s={self.link_timeout_s:g} must be 3 at least, or 0."
+            )
         if self.devices < 1 or self.num_nodes < 1:
             raise UserError("trainer.devices and trainer.num_nodes must be at least 1.")
         if self.on_gpu and not torch.cuda.is_available():
@@ -130,6 +137,7 @@ def create_trainer(
     if settings.world_size > 1:
         strategy = OwnRanksStrategy(
             run,
+            settings.link_timeout_s,
             process_group_backend="nccl" if settings.on_gpu else "gloo",
             timeout=timedelta(seconds=settings.ddp_timeout_s),
             gradient_as_bucket_view=True,

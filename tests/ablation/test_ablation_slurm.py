@@ -3,10 +3,14 @@
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ablation_tools import ablation_config
+import run_tools
+import tiny_set
+from ablation_tools import FAST, ablation_config, quoted
 from slurm_cluster import LocalSlurm
 
 from ecgfounder_train.ablation.running import MemberJob, run_ablation
@@ -38,6 +42,61 @@ def test_launcher_of_the_issue_trains_every_member_without_accounting(
         assert '"finished"' in run.state_file.read_text()
     assert run_ablation(config) == 0
     assert "submitted 0 jobs" in capsys.readouterr().out
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("ECG_TEST_TIER") != "all", reason="ECG_TEST_TIER=all only")
+@pytest.mark.parametrize("event", ["time limit", "preemption"])
+def test_member_of_an_array_is_saved_comes_back_and_equals_the_undisturbed_one(
+    local_slurm: LocalSlurm, tiny_shards: ShardSet, tmp_path: Path, event: str
+) -> None:
+    def words(base: Path) -> list[str]:
+        return [
+            "ablation.name=tiny",
+            "ablation.axes.model=[25000]",
+            "ablation.axes.seed=[0]",
+            "ablation.budget.samples=16000",
+            quoted("ablation.overrides", [*FAST, "checkpoint.every_samples=160"]),
+            f"paths.runs={base / 'runs'}",
+            f"paths.ablations={base / 'ablations'}",
+            f"shards={tiny_shards.folder}",
+        ]
+
+    def member(base: Path) -> RunDirectory:
+        return RunDirectory(base / "runs" / "tiny__25k__seed0")
+
+    log = tmp_path / "job.log"
+    options = ["--array=0", "--cpus-per-task=1", "--gpus-per-task=0", f"--output={log}"]
+    options += [f"--chdir={tiny_set.REPOSITORY}", f"--export=ALL,PYTHON={sys.executable}"]
+    disturbed, whole = tmp_path / "disturbed", tmp_path / "whole"
+    local_slurm.run("sbatch", *options, "slurm/ablate.sbatch", *words(disturbed))
+
+    def wait_until(reached: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + 300
+        while not reached():
+            text = log.read_text() if log.exists() else ""
+            assert time.monotonic() < deadline, f"no {what}: {text}"
+            assert local_slurm.jobs() or what == "end", f"over before {what}: {text}"
+            time.sleep(0.1)
+
+    wait_until(lambda: run_tools.latest_step(member(disturbed)) >= 40, "step")
+    [(job, _, _)] = local_slurm.jobs()
+    if event == "preemption":
+        urgent = ("sbatch", "-p", "urgent", "-N3", "--exclusive", "-o", "/dev/null")
+        local_slurm.run(*urgent, "--wrap", "sleep 1")
+    else:
+        # What --signal=USR1@180 does three minutes before the limit.
+        local_slurm.run("scancel", "--signal=USR1", job)
+    wait_until(lambda: "Resuming run" in log.read_text(), "requeue")
+    wait_until(lambda: not local_slurm.jobs(), "end")
+    said = log.read_text()
+    assert said.count("everything up to here is saved") >= 1
+    assert "All 1 members are finished" in said
+    undisturbed = [*words(whole), "member=0"]
+    script = tiny_set.REPOSITORY / "scripts" / "ablate.py"
+    subprocess.run([sys.executable, str(script), "run", *undisturbed], check=True)
+    run_tools.assert_same_run(member(disturbed), member(whole))
 
 
 def test_launcher_without_slurm_is_refused_in_words(

@@ -37,6 +37,7 @@ SETTINGS = (
 # Steps of sixteen of its 63 samples. Long enough to be disturbed so many times: a preemption takes
 # effect a second or two after it was asked for.
 LONG, SHORT = "budget.max_epochs=" + ("100" if ALL else "40"), "budget.max_epochs=30"
+LONGER = "budget.max_epochs=400"
 TIMEOUT_S = 1500.0 if ALL else 400.0
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.multiprocess]
@@ -47,7 +48,12 @@ class Job:
     """slurm/pretrain.sbatch on two nodes."""
 
     def __init__(
-        self, slurm: LocalSlurm, runs: Path, arguments: Sequence[str], **exported: str
+        self,
+        slurm: LocalSlurm,
+        runs: Path,
+        arguments: Sequence[str],
+        minutes: int = 60,
+        **exported: str,
     ) -> None:
         self.slurm, self.run = slurm, RunDirectory(runs / "run")
         runs.mkdir(exist_ok=True)
@@ -63,7 +69,7 @@ class Job:
             f"--ntasks-per-node={TASKS_PER_NODE}",
             "--cpus-per-task=1",
             "--gpus-per-task=0",
-            "--time=60",
+            f"--time={minutes}",
             f"--output={self.log}",
             f"--chdir={tiny_set.REPOSITORY}",
             "--export=ALL," + ",".join(f"{name}={value}" for name, value in variables.items()),
@@ -123,10 +129,17 @@ class Job:
             time.sleep(0.1)
 
 
-def submit(slurm: LocalSlurm, shards: ShardSet, runs: Path, *more: str, **exported: str) -> Job:
+def submit(
+    slurm: LocalSlurm,
+    shards: ShardSet,
+    runs: Path,
+    *more: str,
+    minutes: int = 60,
+    **exported: str,
+) -> Job:
     """Start a tiny run."""
     arguments = tiny_set.tiny_overrides(shards, runs, "run", *SETTINGS, *more)
-    return Job(slurm, runs, arguments, **exported)
+    return Job(slurm, runs, arguments, minutes, **exported)
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +246,7 @@ def test_run_cancelled_while_it_starts_does_not_come_back(
 
 @all_tests_only
 @pytest.mark.parametrize("requeue", ["requeue", "resubmit"])
-def test_run_at_its_time_limit_goes_on_by_itself(
+def test_run_near_its_time_limit_goes_on_by_itself(
     local_slurm: LocalSlurm,
     tiny_shards: ShardSet,
     tmp_path: Path,
@@ -248,6 +261,26 @@ def test_run_at_its_time_limit_goes_on_by_itself(
     assert log.count("everything up to here is saved") == 1
     assert ("Submitted batch job" in log) == (requeue == "resubmit")
     run_tools.assert_same_run(job.run, whole(SHORT))
+
+
+@all_tests_only
+def test_run_longer_than_its_time_limit_goes_on_by_itself(
+    local_slurm: LocalSlurm,
+    tiny_shards: ShardSet,
+    tmp_path: Path,
+    whole: Callable[[str], RunDirectory],
+) -> None:
+    """SLURM itself sends the signal, three minutes before the limit as slurm/pretrain.sbatch says;
+    it looks twice a minute, so that is thirty to sixty seconds after a start.
+    """
+    job = submit(local_slurm, tiny_shards, tmp_path, LONGER, minutes=4)
+    with ThreadPoolExecutor() as beside:
+        undisturbed = beside.submit(whole, LONGER)
+        log = job.wait_until_over()
+    assert log.count("everything up to here is saved") >= 1, log
+    assert log.count("Resuming run run from step-") >= 1
+    assert "DUE TO TIME LIMIT" not in log and "is complete" in log
+    run_tools.assert_same_run(job.run, undisturbed.result())
 
 
 @all_tests_only
@@ -271,8 +304,7 @@ def test_run_whose_first_node_loses_its_cable_goes_on_elsewhere(
     whole: Callable[[str], RunDirectory],
 ) -> None:
     """SLURM requeues on the nodes it still hears, while the former rank 0 hangs in a collective."""
-    more = (SHORT, "trainer.ddp_timeout_s=90")
-    job = submit(cabled_slurm, tiny_shards, tmp_path, *more, GLOO_SOCKET_IFNAME="eth0")
+    job = submit(cabled_slurm, tiny_shards, tmp_path, SHORT, GLOO_SOCKET_IFNAME="eth0")
     job.wait_for_step(20)
     cut_off, _ = job.nodes()
     cabled_slurm.cut_cable(cut_off)
@@ -291,16 +323,15 @@ def test_ranks_that_cannot_hear_each_other_end_the_job_and_say_so(
     whole: Callable[[str], RunDirectory],
 ) -> None:
     """The network between the ranks fails, and that of SLURM does not."""
-    more = (SHORT, "trainer.ddp_timeout_s=30")
-    job = submit(cabled_slurm, tiny_shards, tmp_path, *more, GLOO_SOCKET_IFNAME="eth0")
+    job = submit(cabled_slurm, tiny_shards, tmp_path, SHORT, GLOO_SOCKET_IFNAME="eth0")
     job.wait_for_step(20)
     nodes = job.nodes()
     cabled_slurm.cut_between(*nodes)
     log = job.wait_until_over()
-    assert "vanished without a word" in log and "network" in log
+    assert "vanished without a word: its node has not answered for 30 s" in log
     assert "is complete" not in log
     cabled_slurm.mend_between(*nodes)
-    again = submit(cabled_slurm, tiny_shards, tmp_path, *more, GLOO_SOCKET_IFNAME="eth0")
+    again = submit(cabled_slurm, tiny_shards, tmp_path, SHORT, GLOO_SOCKET_IFNAME="eth0")
     assert "Resuming run run from step-" in again.wait_until_over()
     run_tools.assert_same_run(again.run, whole(SHORT))
 
