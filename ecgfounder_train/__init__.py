@@ -13,6 +13,11 @@ For people who only use weights: ``ecgfounder_train.load_model(path).predict(rec
 import os
 from typing import TYPE_CHECKING, Any
 
+from ecgfounder_train.core.interrupts import end_script_at_ctrl_c
+
+# Here, as this is the first of ours that a script imports.
+end_script_at_ctrl_c()
+
 # Before polars and Arrow are loaded: what they free goes back to the system at once, not after a
 # while. Of a catalog of ten million records that is a gigabyte of the peak.
 os.environ.setdefault("_RJEM_MALLOC_CONF", "dirty_decay_ms:0,muzzy_decay_ms:0")

@@ -25,10 +25,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ecgfounder_train.core.errors import RejectedRecordError, UserError, did_you_mean
+from ecgfounder_train.core.interrupts import INTERRUPTED, ctrl_c_as_exception, say_interrupted
 from ecgfounder_train.core.ranks import is_rank_zero, process_rank
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-INTERRUPTED = 130
 
 # What the machine refuses is never our mistake alone; the place that met it need not foresee it.
 _REFUSED = {
@@ -63,7 +63,7 @@ def run(verb: str, task: Task) -> NoReturn:
         sys.exit(0)
     if any(argument.startswith("-") for argument in arguments):
         _run_under_hydra(verb, task)
-    sys.exit(_guarded(lambda: task(_to_plain(compose_config(verb, arguments)))))
+    sys.exit(_guarded(task, lambda: compose_config(verb, arguments)))
 
 
 def compose_config(verb: str, overrides: list[str]) -> DictConfig:
@@ -158,7 +158,7 @@ def _run_under_hydra(verb: str, task: Task) -> NoReturn:
     statuses = [0]
 
     def job(config: DictConfig) -> int:
-        statuses.append(_guarded(lambda: task(_to_plain(config))))
+        statuses.append(_guarded(task, lambda: config))
         return statuses[-1]
 
     hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(job)()
@@ -166,9 +166,11 @@ def _run_under_hydra(verb: str, task: Task) -> NoReturn:
     sys.exit(max(statuses))
 
 
-def _guarded(action: Callable[[], int | None]) -> int:
+def _guarded(task: Task, composed: Callable[[], DictConfig]) -> int:
     try:
-        return action() or 0
+        config = _to_plain(composed())
+        with ctrl_c_as_exception():
+            return task(config) or 0
     except (UserError, RejectedRecordError) as error:
         # A damaged shard may show on one rank alone, so none keeps silent.
         who = "error" if is_rank_zero() else f"error on rank {process_rank()}"
@@ -186,8 +188,7 @@ def _guarded(action: Callable[[], int | None]) -> int:
         )
         return 1
     except KeyboardInterrupt as error:
-        remedy = str(error) or "Run the same command again."
-        print(f"interrupted. {remedy}", file=sys.stderr, flush=True)
+        say_interrupted(str(error))
         return INTERRUPTED
 
 

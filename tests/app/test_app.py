@@ -294,3 +294,45 @@ def test_script_as_a_command_reports_a_mistake_without_traceback(tmp_path: Path)
     )
     assert len(done.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "import hydra",
+        "import omegaconf",
+        "open pretrain.yaml",  # while it is composed
+        "import numpy",  # swallows an exception
+        "import torch",
+        "import lightning",
+    ],
+)
+def test_ctrl_c_while_a_script_starts_ends_it_at_once_and_quietly(
+    moment: str, tmp_path: Path
+) -> None:
+    # A real signal to a real process, at a moment that no load of the machine moves.
+    code = f"""
+import os, runpy, signal, sys
+
+def press_ctrl_c(event, details):
+    if event in ("import", "open"):
+        if f"{{event}} {{os.path.basename(str(details[0]))}}" == {moment!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.argv = [{str(SCRIPTS / "pretrain.py")!r}, "run=a", "shards=nowhere"]
+sys.addaudithook(press_ctrl_c)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted. Run the same command again.\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_import_of_the_package_leaves_ctrl_c_as_it_was() -> None:
+    code = (
+        "import signal, ecgfounder_train, ecgfounder_train.app as app\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
