@@ -58,6 +58,8 @@ class Failure:
 
     rank: int
     reason: str
+    cut_off: bool = False
+    """Its node is not heard any more: nobody who waits for it will get an answer."""
 
 
 class OtherRankError(UserError):
@@ -76,11 +78,11 @@ class FailureNote:
         if world_size == 1 or self.read() is None:
             self.path.unlink(missing_ok=True)
 
-    def leave(self, rank: int, reason: str) -> None:
+    def leave(self, rank: int, reason: str, cut_off: bool = False) -> None:
         """Write the note unless this attempt has one."""
         if self.read() is not None:
             return
-        content = {"rank": rank, "reason": reason, "attempt": _attempt()}
+        content = {"rank": rank, "reason": reason, "cut_off": cut_off, "attempt": _attempt()}
         partial = self.path.with_name(f"{self.path.name}.partial-{secrets.token_hex(6)}")
         try:
             partial.write_text(json.dumps(content, indent=2))
@@ -97,7 +99,7 @@ class FailureNote:
             return None
         if content.get("attempt") != _attempt():
             return None
-        return Failure(int(content["rank"]), str(content["reason"]))
+        return Failure(int(content["rank"]), str(content["reason"]), bool(content.get("cut_off")))
 
     def end_process(self, reason: str) -> None:
         """End this process at once, wherever its main thread hangs, and say why."""
@@ -199,9 +201,11 @@ def _end_with_others(note: FailureNote, over: threading.Event) -> None:
     """End this process some time after the first failure, wherever it hangs."""
     noticed_s: float | None = None
     while not over.wait(_POLL_S):
-        if noticed_s is None:
-            noticed_s = time.monotonic() if note.read() else None
-        elif time.monotonic() - noticed_s > GIVE_UP_S and (failure := note.read()):
+        failure = note.read()
+        if failure is None:
+            continue
+        noticed_s = noticed_s or time.monotonic()
+        if failure.cut_off or time.monotonic() - noticed_s > GIVE_UP_S:
             note.end_process(_repeated(failure))
 
 
@@ -253,7 +257,7 @@ class OwnRanksStrategy(DDPStrategy):
             "Run the same command again to go on from the last checkpoint."
         )
         note = FailureNote(self._run_directory)
-        note.leave(process_rank(), reason)
+        note.leave(process_rank(), reason, cut_off=True)
         note.end_process(reason[0].upper() + reason[1:])
 
     @override
