@@ -1,6 +1,5 @@
 """Turn an archive of WFDB records into shards to train on. See --help."""
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from ecgfounder_train import app
 def main(config: dict[str, Any]) -> None:
     """Build or complete the catalog and the shards of a source."""
     from ecgfounder_train.catalog import Selection, build_catalog, write_catalog
+    from ecgfounder_train.core.commands import command
     from ecgfounder_train.core.pseudonyms import load_or_create_secret
     from ecgfounder_train.data_report import ReportOptions, write_data_report
     from ecgfounder_train.labels import Vocabulary
@@ -53,7 +53,7 @@ def main(config: dict[str, Any]) -> None:
     print(f"{manifest.totals.in_words()} Rejects: {private / 'rejects.csv'}", flush=True)
     if page := write_data_report(config["shards"], private, catalog, table, report):
         print(f"Data report: {page}")
-    print(f"Next: python scripts/pretrain.py {shlex.quote('shards=' + config['shards'])} run=NAME")
+    print(f"Next: {command('pretrain', {'shards': config['shards'], 'run': 'NAME'})}")
 
 
 if __name__ == "__main__":

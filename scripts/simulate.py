@@ -10,6 +10,7 @@ def main(config: dict[str, Any]) -> None:
     if config["gallery"]:
         write_gallery(config)
         return
+    from ecgfounder_train.core.commands import command
     from ecgfounder_train.core.progress import ProgressMeter
     from ecgfounder_train.simulate import write_archive
 
@@ -19,7 +20,8 @@ def main(config: dict[str, Any]) -> None:
         f"{summary.num_records:,} recordings of {summary.num_patients:,} patients in "
         f"{summary.root}, {summary.num_bad:,} of them bad on purpose."
     )
-    print(f"Next: python scripts/prepare.py source=heedb source.root={summary.root} shards=DIR")
+    keys = {"source": "heedb", "source.root": summary.root, "shards": f"{summary.root}_shards"}
+    print(f"Next: {command('prepare', keys)}")
 
 
 def write_gallery(config: dict[str, Any]) -> None:

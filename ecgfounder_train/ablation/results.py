@@ -12,6 +12,7 @@ import yaml
 from numpy.typing import NDArray
 
 from ecgfounder_train.ablation.plan import STEP_FORWARDS, Ablation, Member
+from ecgfounder_train.core.commands import command
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import sha256_file
 from ecgfounder_train.core.run_directory import RunDirectory
@@ -95,9 +96,10 @@ def read_results(config: Mapping[str, Any], ablation: Ablation, device: torch.de
             continue
         finished.append((member, run, state))
     if not finished:
+        keys = {"ablation": ablation.name, "shards": config["shards"] or "DIR"}
         raise UserError(
             f"No member of the ablation {ablation.name} is finished in {config['paths']['runs']}. "
-            f"Train them: python scripts/ablate.py run ablation={ablation.name} shards=DIR."
+            f"Train them: {command('ablate run', keys, config['paths'])}."
         )
     if config["split"] == "test" and unfinished:
         raise UserError(

@@ -7,6 +7,7 @@ along. What is finished is known from the runs themselves; nothing else has to b
 import json
 import multiprocessing
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -147,12 +148,19 @@ def run_ablation(config: Mapping[str, Any]) -> int:
     _write_plan(ablation, members, Path(config["paths"]["ablations"]))
     launcher = config["launcher"]
     if launcher is None or launcher.get("_target_") == _LOCAL_LAUNCHER:
-        return train_here(members)
-    if launcher.get("_target_") != _SLURM_LAUNCHER:
+        status = train_here(members)
+    elif launcher.get("_target_") == _SLURM_LAUNCHER:
+        folder = Path(config["paths"]["ablations"]) / ablation.name
+        status = train_on_slurm(members, launcher, folder)
+    else:
         raise UserError(
             "hydra/launcher= of an ablation is basic (one after the other, here) or submitit_slurm."
         )
-    return train_on_slurm(members, launcher, Path(config["paths"]["ablations"]) / ablation.name)
+    if status == 0 and number is None:
+        # The grid as it was asked for, where it was asked for.
+        same = [item for item in sys.argv[1:] if item.startswith(("ablation", "paths."))]
+        print(f"Next: {shlex.join(['python', 'scripts/ablate.py', 'report', *same])}", flush=True)
+    return status
 
 
 def _write_plan(ablation: Ablation, members: Sequence[Sized], folder: Path) -> None:
@@ -218,7 +226,7 @@ def _summary(members: Sequence[Sized], failed: Mapping[str, str]) -> int:
             flush=True,
         )
         return 1
-    print(f"All {len(members)} members are finished. Next: scripts/ablate.py report.", flush=True)
+    print(f"All {len(members)} members are finished.", flush=True)
     return 0
 
 

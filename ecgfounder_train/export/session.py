@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import yaml
 
+from ecgfounder_train.core.commands import command
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.files import atomic_file, sha256_file
 from ecgfounder_train.core.run_directory import RunDirectory
@@ -76,9 +77,10 @@ def export(config: Mapping[str, Any]) -> Exported:
     with atomic_file(card.card_file(folder), "w") as handle:
         handle.write(text)
     if run is not None and not evaluations:
+        evaluate = command("evaluate", {"run": run.name}, config["paths"])
         notes.append(
             f"The card has no metrics: run {run.name} has no evaluation of these weights. "
-            f"scripts/evaluate.py run={run.name} makes one; then export again."
+            f"Make one, then export again: {evaluate}"
         )
     if trained.licence == UNSTATED_LICENCE:
         notes.append("The card states no licence: give licence=NAME once you have decided.")

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.distributed
 
+from ecgfounder_train.core.commands import command
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.fingerprints import fingerprint
 from ecgfounder_train.core.ranks import is_rank_zero
@@ -269,7 +270,8 @@ class _Visit(L.Callback):
             torch.distributed.all_gather_object(errors, error)
         bad = [f"rank {rank}: {text}" for rank, text in enumerate(errors) if text]
         if bad:
-            remedy = "python scripts/verify.py shards=DIR on that node; is the folder mounted?"
+            remedy = command("verify", {"shards": self.shards.folder})
+            remedy += " on that node; is the folder mounted?"
             self.findings.append(Finding("shards", "fail", "; ".join(bad[:3]), remedy))
             return
         text = (
