@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
@@ -220,14 +221,31 @@ def _tell_torchrun(error: BaseException) -> None:
 class OwnRanksStrategy(DDPStrategy):
     """DDP whose further ranks on this machine are watched by `_Launcher`, other nodes by `Lines`.
 
-    Lightning's own observer kills rank 0 together with the rest, before it can say why.
+    Lightning's own observer kills rank 0 together with the rest, before it can say why. And it
+    takes the devices that a rank sees for the ranks of its node, which they are not where a batch
+    system shows each rank its own device alone.
     """
 
-    def __init__(self, run: RunDirectory, link_timeout_s: float, **options: Any) -> None:
+    def __init__(
+        self, run: RunDirectory, link_timeout_s: float, ranks_per_node: int, **options: Any
+    ) -> None:
         super().__init__(**options)
         self._run_directory = run
         self._link_timeout_s = link_timeout_s
+        self._ranks_per_node = ranks_per_node
         self._lines: Lines | None = None
+
+    @property
+    @override
+    def num_processes(self) -> int:
+        return self._ranks_per_node
+
+    @property
+    @override
+    def root_device(self) -> torch.device:
+        devices = self.parallel_devices
+        assert devices
+        return devices[0] if len(devices) == 1 else devices[self.local_rank]
 
     @override
     def setup_environment(self) -> None:

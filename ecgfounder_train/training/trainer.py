@@ -84,11 +84,8 @@ class TrainerSettings:
                 "trainer.accelerator=gpu, but this torch sees no GPU. Check nvidia-smi and that "
                 "the installed torch is a CUDA build, or use trainer=cpu."
             )
-        if self.on_gpu and self.devices > torch.cuda.device_count():
-            raise UserError(
-                f"trainer.devices={self.devices}, but this machine has "
-                f"{torch.cuda.device_count()} GPUs."
-            )
+        if self.on_gpu:
+            require_gpus(self.devices, torch.cuda.device_count(), os.environ)
         if self.precision == "auto":
             chosen = "bf16-mixed" if _has_bfloat16(self.on_gpu) else "32"
             object.__setattr__(self, "precision", chosen)
@@ -115,6 +112,34 @@ class TrainerSettings:
         return self.devices * self.num_nodes
 
 
+def require_gpus(devices: int, visible: int, environment: Mapping[str, str]) -> None:
+    """Raise unless each of a node's ranks has a GPU of its own.
+
+    SLURM shows a task all GPUs of its node (`--gres`, `--gpus-per-node`), or with
+    `--gpus-per-task=1` its own alone, which is number 0 in every one of them.
+
+    Args:
+        devices: Ranks per node.
+        visible: GPUs that this process sees.
+        environment: Variables of this process, as the batch system sets them.
+
+    Raises:
+        UserError: There are fewer GPUs than ranks, or a task sees some of them.
+    """
+    if devices <= visible:
+        return
+    tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
+    on_node = int(environment.get("SLURM_GPUS_ON_NODE") or visible) if tasks > 1 else visible
+    if on_node < devices:
+        raise UserError(f"trainer.devices={devices}, but this machine has {on_node} GPUs.")
+    if visible != 1:
+        raise UserError(
+            f"This task sees {visible} of the {on_node} GPUs of its node: which of them are its "
+            "own cannot be told. Ask srun for --gpus-per-task=1, or for --gres=gpu:N without "
+            "--gpu-bind."
+        )
+
+
 def _has_bfloat16(on_gpu: bool) -> bool:
     if on_gpu:
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -138,6 +163,7 @@ def create_trainer(
         strategy = OwnRanksStrategy(
             run,
             settings.link_timeout_s,
+            settings.devices,
             process_group_backend="nccl" if settings.on_gpu else "gloo",
             timeout=timedelta(seconds=settings.ddp_timeout_s),
             gradient_as_bucket_view=True,
@@ -149,7 +175,10 @@ def create_trainer(
     environment = _environment()
     return L.Trainer(
         accelerator="gpu" if settings.on_gpu else "cpu",
-        devices=settings.devices,
+        # Fewer are seen where each task is shown its own; see `require_gpus`.
+        devices=min(settings.devices, torch.cuda.device_count())
+        if settings.on_gpu
+        else settings.devices,
         num_nodes=settings.num_nodes,
         strategy=strategy,
         precision=settings.precision,  # type: ignore[arg-type]
