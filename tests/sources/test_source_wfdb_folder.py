@@ -182,6 +182,24 @@ def test_source_config_opens_its_source(path: Path, tmp_path: Path) -> None:
     assert Path(source.root) == tmp_path  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_reports_and_pseudonyms_call_a_data_set_by_its_own_name(path: Path) -> None:
+    # Two data sets under one name would give "patient 1" of both the same key.
+    assert configured(path.stem)["name"] == path.stem
+
+
+def test_folder_of_ones_own_can_have_a_name(tmp_path: Path) -> None:
+    header(tmp_path / "one.hea", "#Dx: 1")
+    config = configured("wfdb_folder", root=str(tmp_path))
+    assert open_source({**config, "name": "our-ward"}).read().records.collect().height == 1
+    with pytest.raises(UserError, match=r"source\.name='a/b' must be letters"):
+        open_source({**config, "name": "a/b"})
+    with pytest.raises(
+        UserError, match=r"source\.based_on=wfdb is not a source\. Did you mean 'wfdb_"
+    ):
+        open_source({**config, "based_on": "wfdb"})
+
+
 def test_every_source_has_a_config() -> None:
     assert set(source_names()) <= {path.stem for path in FOLDER.glob("*.yaml")}
 

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -43,6 +44,8 @@ class Quirk(NamedTuple):
     found: int
     published: int | None = None
 
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 
 STAND_IN_PATIENT = "record:"
 """Begins the patient id of a record whose patient is not known: the record stands for it."""
@@ -97,17 +100,23 @@ def open_source(config: Mapping[str, Any]) -> Source:
 
     Args:
         config: `name`, `root` (a folder or an fsspec URL), `storage_options` for a URL, and the
-            settings of that source.
+            settings of that source. With `based_on` the module of that name reads it, and `name` is
+            what reports, manifests and pseudonyms call the data set.
 
     Raises:
         UserError: Unknown source or setting, or a root that is missing, empty or not a folder.
     """
     name = str(config.get("name", ""))
-    if name not in source_names():
-        raise UserError(f"source.name={name} is not a source.{did_you_mean(name, source_names())}")
-    source = importlib.import_module(f"{__package__}.{name}").SOURCE
+    key = "based_on" if config.get("based_on") else "name"
+    module = str(config.get(key, ""))
+    if module not in source_names():
+        hint = did_you_mean(module, source_names())
+        raise UserError(f"source.{key}={module} is not a source.{hint}")
+    if not _NAME.fullmatch(name):
+        raise UserError(f"source.name={name!r} must be letters, digits, '.', '_' and '-'.")
+    source = importlib.import_module(f"{__package__}.{module}").SOURCE
     valid: dict[str, Any] = {item.name: item for item in fields(source)}
-    settings = {str(key): value for key, value in config.items() if key != "name"}
+    settings = {str(key): config[key] for key in config if key not in ("name", "based_on")}
     for key in settings:
         if key not in valid and key != "storage_options":
             raise UserError(
