@@ -228,6 +228,7 @@ class DaskEngine:
         self._tasks: dict[str, ShardTask] = {}
         self._stack = ExitStack()
         self._seen: dict[str, float] = {}
+        self._refused: list[str] = []
         self._told = time.monotonic()
 
     def __enter__(self) -> "DaskEngine":
@@ -319,7 +320,8 @@ class DaskEngine:
         )
 
     def _slurm_cluster(self, security: Any) -> Any:
-        from dask_jobqueue.slurm import SLURMCluster
+        from dask_jobqueue.slurm import SLURMCluster, SLURMJob
+        from distributed.core import Status
 
         options = self.options
         if shutil.which("sbatch") is None:
@@ -332,7 +334,24 @@ class DaskEngine:
         keys = self.scratch / "tls"
         for folder in (logs, keys):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        refused = self._refused
+
+        class Job(SLURMJob):  # type: ignore[misc]
+            """A job whose refusal is heard of: Dask waits for its workers for good."""
+
+            async def _submit_job(self, script_filename: str) -> Any:
+                try:
+                    return await super()._submit_job(script_filename)  # type: ignore[no-untyped-call]
+                except RuntimeError as error:
+                    refused.append(" ".join(str(error).partition("stderr:\n")[2].split()))
+                    # What Dask wants to see where it cleans up.
+                    self.status = Status.failed
+                    raise
+
+        # It would repeat the refusal with a traceback of Dask's.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         cluster = SLURMCluster(
+            job_cls=Job,  # type: ignore[arg-type]
             queue=options.partition,
             account=options.account,
             walltime=options.walltime,
@@ -362,6 +381,12 @@ class DaskEngine:
         now = time.monotonic()
         workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
         alive = {str(worker["name"]) for worker in workers}
+        if self._refused and not self._seen and not alive:
+            raise UserError(
+                f"SLURM refuses the workers' jobs: {self._refused[0]}. What they ask for is in "
+                "executor.partition, executor.account, executor.walltime, executor.workers_per_job "
+                "times executor.memory_per_worker, and executor.directives."
+            )
         if self.options.kind == "slurm":
             jobs = {
                 job: any(name == job or name.startswith(f"{job}-") for name in alive)

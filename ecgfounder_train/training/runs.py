@@ -111,7 +111,8 @@ def _status(path: Path, stale_after_s: float) -> RunStatus:
         state=name,
         samples_seen=seen,
         total_samples=total,
-        progress=round(seen / total, 4) if total else 0.0,
+        # A budget smaller than one step is overshot.
+        progress=min(round(seen / total, 4), 1.0) if total else 0.0,
         monitor=str(best.get("monitor", "")),
         best=best.get("value"),
         ecg_per_s=float(last["ecg_per_s"]) if last.get("ecg_per_s") else None,

@@ -152,3 +152,16 @@ def test_batch_job_prepares_by_itself(tmp_path: Path, local_slurm: LocalSlurm) -
     )
     assert "records found" in other.stdout
     assert content(folder) == content(tmp_path / "inline")
+
+
+def test_build_whose_jobs_slurm_refuses_says_so_and_ends(
+    archive: Archive, tmp_path: Path, local_slurm: LocalSlurm
+) -> None:
+    settings = {"executor": {**SLURM, "memory_per_worker": "900GB"}}
+    arguments = [*DRIVER, str(archive.root), str(tmp_path / "shards"), json.dumps(settings)]
+    done = subprocess.run(
+        arguments, capture_output=True, text=True, env=dict(local_slurm.env), timeout=400
+    )
+    assert done.returncode == 1
+    assert "SLURM refuses the workers' jobs: sbatch: error: Memory specification" in done.stderr
+    assert done.stderr.rstrip().count("Traceback") <= 1, "only that of this test's own driver"
