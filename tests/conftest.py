@@ -5,6 +5,9 @@ import os
 # Triton decides when it is first imported whether its interpreter runs kernels on the CPU. What
 # compiles or runs them for real does so in a process of its own.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+# One thread here and in children (torch reads it once, when it is imported): sums must be taken in
+# one order wherever a run is continued.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 from collections.abc import Iterator
 from pathlib import Path

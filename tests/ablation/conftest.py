@@ -1,6 +1,5 @@
 """A tiny ablation, trained once: two sizes, two seeds, seconds each."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,6 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-# One thread here and in children: sums must be taken in one order wherever a run is continued.
-os.environ["OMP_NUM_THREADS"] = "1"
 
 from ablation_tools import ablation_config
 

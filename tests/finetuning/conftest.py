@@ -1,18 +1,13 @@
 """A table of answers for the tiny archive, and a network pretrained on its shards."""
 
-import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-# One thread here and in children: sums must be taken in one order wherever a run is continued.
-os.environ["OMP_NUM_THREADS"] = "1"
 
 import tiny_set as tiny
 from tuning_tools import Place, Tune, arguments_of, composed, rows_of, write_table
@@ -20,14 +15,6 @@ from tuning_tools import Place, Tune, arguments_of, composed, rows_of, write_tab
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.finetuning.session import finetune
 from ecgfounder_train.training.pretrain import train
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,12 @@
 """Runs that several tests compare with, trained once."""
 
-import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-# One thread here and in children: sums must be taken in one order wherever a run is continued.
-os.environ["OMP_NUM_THREADS"] = "1"
 
 import run_tools
 import tiny_set
@@ -18,14 +14,6 @@ import tiny_set
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.shards import ShardSet
 from ecgfounder_train.training.pretrain import train
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
