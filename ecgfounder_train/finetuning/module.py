@@ -12,7 +12,7 @@ from ecgfounder_train.finetuning.crops import all_crops, mean_over_crops, random
 from ecgfounder_train.finetuning.layers import layer_groups
 from ecgfounder_train.finetuning.starting_point import HEAD_PREFIXES
 from ecgfounder_train.models import Net1D
-from ecgfounder_train.training.module import PretrainModule
+from ecgfounder_train.training.module import PretrainModule, can_be_fused
 
 
 class FinetuneModule(PretrainModule):
@@ -60,7 +60,7 @@ class FinetuneModule(PretrainModule):
             lr=settings.lr,
             betas=(settings.beta1, settings.beta2),
             eps=settings.eps,
-            fused=True if self.device.type == "cuda" else None,
+            fused=can_be_fused(self.device, self.trainer.precision) or None,
         )
 
     def with_answers(self, batch: Mapping[str, Any]) -> dict[str, Any]:

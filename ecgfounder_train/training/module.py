@@ -111,6 +111,15 @@ class OptimizerSettings:
         )
 
 
+def can_be_fused(device: torch.device, precision: str) -> bool:
+    """Tell whether the optimizer's step may be one kernel: on a GPU, but not with float16.
+
+    There gradients are scaled, and a fused step takes the scale back only after they were clipped
+    and their norm was noted.
+    """
+    return device.type == "cuda" and precision != "16-mixed"
+
+
 class PretrainModule(L.LightningModule):
     """A network, its loss and its position in the data.
 
@@ -198,7 +207,8 @@ class PretrainModule(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return AdamW, fused on a GPU."""
-        return self.optimizer_settings.create(self.model, fused=self.device.type == "cuda")
+        fused = can_be_fused(self.device, self.trainer.precision)
+        return self.optimizer_settings.create(self.model, fused)
 
     def on_fit_start(self) -> None:
         """Move what Lightning does not know of to the device."""

@@ -413,3 +413,23 @@ def test_all_augmentations_together_stay_finite_and_within_the_mask(
 def test_wrong_strengths_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"augmentation.{next(iter(wrong))}"):
         Augmentation.from_config(wrong)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("lead_choice", ["all", "published"])
+@pytest.mark.parametrize("kind", ["joint", "per_lead", "none"])
+def test_everything_is_made_on_the_device_of_the_batch(
+    batch: dict[str, Any], kind: str, lead_choice: str, training: bool
+) -> None:
+    # A device without memory, which every machine has: as with a GPU, mixing its tensors with the
+    # CPU's is an error, and so is looking at a value, for which a GPU would have to be waited for.
+    there = {
+        name: value.to("meta") if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }
+    transform = BatchTransform(
+        STANDARD_LEADS, LoadNormalisation(kind), lead_choice, EVERYTHING, fs=FS
+    )
+    made = transform(there, training)
+    assert [tensor.device.type for tensor in made] == ["meta"] * 3
+    assert [t.shape for t in made] == [t.shape for t in transform(batch, training)]

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
 from torch import nn
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.models import create_model
 from ecgfounder_train.training.ema import WeightAverage
-from ecgfounder_train.training.module import OptimizerSettings
+from ecgfounder_train.training.module import OptimizerSettings, can_be_fused
 
 
 def tiny_model() -> nn.Module:
@@ -34,6 +35,23 @@ def test_decay_all_false_spares_biases_and_normalisation() -> None:
     assert all(p.ndim <= 1 for p in spared["params"])
     num_trainable = sum(p.requires_grad for p in model.parameters())
     assert len(decayed["params"]) + len(spared["params"]) == num_trainable
+
+
+def test_float16_clips_gradients_without_their_scale() -> None:
+    # What scales the gradients takes the scale back before they are clipped, but for a fused step.
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    weight = nn.Parameter(torch.ones(4))
+    settings = OptimizerSettings()
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert can_be_fused(cuda, "bf16-mixed") and can_be_fused(cuda, "32-true")
+    assert not can_be_fused(cuda, "16-mixed") and not can_be_fused(cpu, "32-true")
+    optimizer = settings.create(nn.ParameterList([weight]), can_be_fused(cuda, "16-mixed"))
+    assert not _optimizer_handles_unscaling(optimizer)
+    fused = settings.create(nn.ParameterList([weight]), can_be_fused(cuda, "bf16-mixed"))
+    assert _optimizer_handles_unscaling(fused)
+    scaler.scale(3 * weight.sum()).backward()
+    scaler.unscale_(optimizer)
+    assert float(torch.nn.utils.clip_grad_norm_([weight], 1.0)) == pytest.approx(6.0)
 
 
 def test_one_step_is_adamw_by_hand() -> None:
