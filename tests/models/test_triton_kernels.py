@@ -171,6 +171,11 @@ def test_auto_takes_the_faster_way_once_and_never_a_wrong_or_failing_one(
         assert choice(monkeypatch, double, double, (1.0, 2.0))
         assert not choice(monkeypatch, double, double, (2.0, 1.0))
         assert list(gpu._chosen.values()) == [False]
+        torch.use_deterministic_algorithms(True)
+        try:
+            assert choice(monkeypatch, double, double, (2.0, 1.0))  # whatever the clock says
+        finally:
+            torch.use_deterministic_algorithms(False)
     with pytest.warns(UserWarning, match="off by 0.05"):
         assert not choice(monkeypatch, off, double, (1.0, 2.0))
     with pytest.warns(UserWarning, match="failed .RuntimeError."):

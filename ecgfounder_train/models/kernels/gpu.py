@@ -230,7 +230,9 @@ def faster_and_right(key: tuple[Any, ...], ours: Trial, torchs: Trial) -> bool:
     """Return whether our way beats torch's at the same work, measured once per key and process.
 
     Where the results differ by more than rounding, or ours fails, torch's stays and a warning says
-    so: training must not depend on the compiler of the day.
+    so: training must not depend on the compiler of the day. Where torch is told to be
+    deterministic, nothing is timed and ours is taken if right: a resumed run must not round
+    otherwise because of what a clock said.
     """
     if key not in _chosen:
         _chosen[key] = _measured(key, ours, torchs)
@@ -255,7 +257,7 @@ def _measured(key: tuple[Any, ...], ours: Trial, torchs: Trial) -> bool:
                 stacklevel=2,
             )
             return False
-    return _seconds(ours) < _seconds(torchs)
+    return torch.are_deterministic_algorithms_enabled() or _seconds(ours) < _seconds(torchs)
 
 
 def _seconds(work: Trial) -> float:
