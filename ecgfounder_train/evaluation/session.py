@@ -33,7 +33,6 @@ from ecgfounder_train.evaluation.external import (
     predict_external,
     signal_of,
 )
-from ecgfounder_train.evaluation.leakage import check_overlap
 from ecgfounder_train.evaluation.mistakes import confident_mistakes
 from ecgfounder_train.evaluation.pooling import pool_windows
 from ecgfounder_train.evaluation.predict import predict_split
@@ -48,6 +47,7 @@ from ecgfounder_train.models.bundle import DESCRIPTION_FILE, WEIGHTS_FILE, weigh
 from ecgfounder_train.models.checkpoint import find_checkpoint, resolve_checkpoint
 from ecgfounder_train.records.sources import open_source
 from ecgfounder_train.shards import ShardSet
+from ecgfounder_train.shards.overlap import check_overlap
 
 _MICROVOLT_PER_MILLIVOLT = 1000.0
 

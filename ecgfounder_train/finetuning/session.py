@@ -13,7 +13,6 @@ from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.core.fingerprints import fingerprint
 from ecgfounder_train.core.ranks import is_rank_zero
 from ecgfounder_train.core.run_directory import RunDirectory
-from ecgfounder_train.evaluation.leakage import check_overlap
 from ecgfounder_train.evaluation.trained import choose_device
 from ecgfounder_train.finetuning.crops import check_crops
 from ecgfounder_train.finetuning.module import FinetuneModule, RegressionModule
@@ -35,6 +34,7 @@ from ecgfounder_train.models.checkpoint import (
 )
 from ecgfounder_train.models.outputs import Output
 from ecgfounder_train.shards import ShardSet
+from ecgfounder_train.shards.overlap import check_overlap
 from ecgfounder_train.training.ema import WeightAverage
 from ecgfounder_train.training.keeper import RunFacts, require_same
 from ecgfounder_train.training.module import OptimizerSettings

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from ecgfounder_train.core.commands import command
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.core.fingerprints import fingerprint
@@ -92,7 +93,15 @@ def _train(
     require_split(shards, config.get("expect_split"))
     torch.manual_seed(config["seed"])
     module, facts = create_module(config, shards, settings)
-    return fit(config, run, shards, module, facts, settings, f"scripts/evaluate.py run={run.name}")
+    return fit(
+        config,
+        run,
+        shards,
+        module,
+        facts,
+        settings,
+        command("evaluate", {"run": run.name}, config["paths"]),
+    )
 
 
 def require_split(shards: ShardSet, expected: str | None) -> None:
@@ -185,7 +194,7 @@ def fit(
             run=run,
         )
         if _is_complete(run, module, str(config["resume"]), patience):
-            hint = f" Evaluate it with {evaluate_with}, or raise" if evaluate_with else " Raise"
+            hint = f" Evaluate it ({evaluate_with}) or raise" if evaluate_with else " Raise"
             print(
                 f"Run {run.name} is complete.{hint} budget.max_epochs (or budget.patience) to "
                 "train on."
@@ -432,6 +441,8 @@ def _announce(
         f"precision {settings.precision}.",
         flush=True,
     )
+    if module.probe is not None:
+        print(module.probe, flush=True)
 
 
 def _farewell(
@@ -458,7 +469,7 @@ def _farewell(
     print(
         f"Run {run.name} is complete: {module.samples_seen:,} samples, best "
         f"{keeper.settings.monitor} {value} at {best['samples_seen']:,} samples."
-        + (f" Next: python {evaluate_with}" if evaluate_with else ""),
+        + (f" Next: {evaluate_with}" if evaluate_with else ""),
         flush=True,
     )
     return 0

@@ -3,7 +3,8 @@
 At a validation the network that validation looks at (the weight average, if there is one) computes
 the features of some windows of the other set; a logistic regression per label is fitted on its
 train part and scored on its val part. Nothing of it goes back into training: no random number is
-drawn, and best.ckpt is chosen by the run's own validation.
+drawn, and best.ckpt is chosen by the run's own validation. What it is scored on must not be trained
+on: records and patients are compared by key.
 """
 
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ from ecgfounder_train.models import Net1D
 from ecgfounder_train.models.linear_readout import fit_logistic
 from ecgfounder_train.records import SignalProfile
 from ecgfounder_train.shards import ShardSet
+from ecgfounder_train.shards.overlap import check_overlap
 from ecgfounder_train.training.settings import DataSettings
 
 COLUMNS = ("probe/macro_auroc", "probe/num_labels")
@@ -84,8 +86,11 @@ class ExternalProbe:
         lead_choice: What the network sees; see `BatchTransform`.
         batch_size: Windows per forward pass of a rank.
 
+    Attributes:
+        overlap: What is known of records and patients that are also trained on, in words.
+
     Raises:
-        UserError: The sets do not go together, or a part is empty.
+        UserError: The sets do not go together, a part is empty, or what is scored is trained on.
     """
 
     def __init__(
@@ -117,6 +122,26 @@ class ExternalProbe:
                     f"probe.shards={settings.shards} hold no {part} samples. Prepare them with a "
                     "split that has train and val parts."
                 )
+        # The whole part, also where only some is scored: what is refused is no matter of luck.
+        scored = shards.index[shards.rows("val")]
+        self.overlap = check_overlap(
+            scored["record_key"].astype(str).tolist(),
+            scored["patient_key"].astype(str).tolist(),
+            other.fingerprints["secret"],
+            trained_on,
+            other.source,
+            what=f"the val part of probe.shards={settings.shards}",
+            remedy="Probe a set of other patients, or one with the same split, whose val part is "
+            "not trained on; probe.shards=null trains without a probe.",
+        )
+
+    def __str__(self) -> str:
+        """Return what is probed, in words."""
+        train, val = (len(self.parts[part]) for part in PARTS)
+        return (
+            f"Probe on {self.shards.manifest.source}: fitted on {train:,} windows, scored on "
+            f"{val:,}. {self.overlap}"
+        )
 
     @classmethod
     def from_config(

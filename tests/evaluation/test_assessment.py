@@ -10,11 +10,11 @@ from ecgfounder_train.evaluation import Predictions, write_report
 from ecgfounder_train.evaluation.assessment import assess
 from ecgfounder_train.evaluation.comparison import write_comparison
 from ecgfounder_train.evaluation.decisions import Decisions, decisions_file, read_decisions
-from ecgfounder_train.evaluation.leakage import check_overlap
 from ecgfounder_train.evaluation.mistakes import confident_mistakes
 from ecgfounder_train.evaluation.pooling import pool_windows
 from ecgfounder_train.metrics import auroc
 from ecgfounder_train.metrics.estimates import NO_VARIANCE
+from ecgfounder_train.shards.overlap import check_overlap
 
 LABELS = ("CRBBB", "IRBBB", "SR")
 
@@ -175,7 +175,7 @@ def test_overlap_is_refused_and_what_cannot_be_compared_is_said(tiny_shards):
     row = int(tiny_shards.rows("train")[0])
     seen = tiny_shards.index["record_key"][row].decode()
     secret = tiny_shards.manifest.fingerprints["secret"]
-    with pytest.raises(UserError, match="1 records of the evaluated set"):
+    with pytest.raises(UserError, match="1 record of the evaluated set"):
         check_overlap([seen], [None], secret, tiny_shards, "test")
     assert "another source" in check_overlap([seen], [None], secret, tiny_shards, "ptbxl")
     assert "another secret" in check_overlap([seen], [None], "other", tiny_shards, "test")

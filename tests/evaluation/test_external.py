@@ -185,7 +185,7 @@ def test_records_of_the_training_part_are_refused(runs, tiny_set, tmp_path):
         pl.when(first_test).then(pl.lit(known)).otherwise("patient_key").alias("patient_key")
     )
     shards = build(leaking, tiny_set.root, tmp_path / "leaking")
-    with pytest.raises(UserError, match=r"1 patients of the evaluated set are also in the run's"):
+    with pytest.raises(UserError, match="training part also holds 1 patient of the evaluated set"):
         Evaluation(config_of(runs, "run=twelve", f"shards={shards.folder}"), "twelve").evaluate()
 
 

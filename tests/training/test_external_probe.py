@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import run_tools
 import tiny_set
@@ -17,6 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.pseudonyms import Secret
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.evaluation.trained import TrainedModel
 from ecgfounder_train.labels import Vocabulary
@@ -161,6 +163,59 @@ def test_a_probe_that_cannot_be_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match=r"probe\.penalty"):
         ProbeSettings(penalty=0.0)
     assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_a_probe_scored_on_records_or_patients_that_are_trained_on_is_refused(
+    tiny_set: Any, tmp_path: Path, pretrain: Pretrain, tiny_shards: ShardSet
+) -> None:
+    import tiny_set as tiny
+
+    turned = tiny_set.catalog[:60].with_columns(
+        pl.col("split").replace({"train": "val", "val": "train"})
+    )
+    same = tiny.build(turned, tiny_set.root, tmp_path / "same")
+    num_records = len(set(same.index["record_key"][same.rows("val")]))
+    assert num_records > 10
+    with pytest.raises(UserError) as refused:
+        pretrain(f"probe.shards={same.folder}")
+    # A patient of the archive has one record.
+    assert f"holds {num_records} records and {num_records} patients of the val" in str(
+        refused.value
+    )
+    assert "probe.shards=null trains without a probe" in str(refused.value)
+    # Other recordings of the same patients, of which one part is enough.
+    key = (pl.lit("feed") + pl.col("record_key").str.slice(4)).alias("record_key")
+    again = tiny.build(turned.with_columns(key), tiny_set.root, tmp_path / "again")
+    with pytest.raises(UserError, match=f"also holds {num_records} patients of the val part"):
+        pretrain(f"probe.shards={again.folder}", "probe.max_records=1")
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_what_is_known_of_a_probe_and_the_training_part_is_said_at_the_start(
+    tiny_set: Any,
+    tmp_path: Path,
+    pretrain: Pretrain,
+    other: ShardSet,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import tiny_set as tiny
+
+    def said(shards: ShardSet, run: str) -> str:
+        pretrain("budget.max_epochs=1", f"probe.shards={shards.folder}", run=run)
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "Probe on" in line]
+        return line
+
+    counts = [len(other.rows(part)) for part in ("train", "val")]
+    line = said(other, "compared")
+    assert f"Probe on test: fitted on {counts[0]} windows, scored on {counts[1]}." in line
+    assert line.endswith(
+        "No evaluated record or patient is in the training part (compared by key)."
+    )
+    catalog, root = tiny_set.catalog[:60], tiny_set.root
+    foreign = tiny.build(catalog, root, tmp_path / "foreign", source_name="elsewhere")
+    assert "whether the two share recordings is not known" in said(foreign, "foreign")
+    hidden = tiny.build(catalog, root, tmp_path / "hidden", secret=Secret(bytes(32)))
+    assert "under another secret: overlap with training could not be" in said(hidden, "hidden")
 
 
 @pytest.mark.slow
