@@ -70,10 +70,18 @@ def test_the_released_files_schedule_is_the_default_and_the_reported_one_has_a_n
 
 
 def test_another_schedule_or_loss_can_be_given_beside_the_experiment() -> None:
-    for schedule in ("step", "cosine", "plateau", "one_cycle", "constant"):
-        create_schedule(composed("experiment=ecgfounder_1lead", f"schedule={schedule}")["schedule"])
-    for loss in ("bce", "focal", "asymmetric", "pu_hill"):
-        create_loss(**composed("experiment=ecgfounder_12lead", f"loss={loss}")["loss"])
+    schedules = {
+        create_schedule(composed("experiment=ecgfounder_1lead", f"schedule={name}")["schedule"])
+        for name in ("step", "cosine", "plateau", "one_cycle", "constant")
+    }
+    assert len(schedules) == 5
+    losses = {
+        name: create_loss(**composed("experiment=ecgfounder_12lead", f"loss={name}")["loss"])
+        for name in ("bce", "focal", "asymmetric", "pu_hill")
+    }
+    logits, targets = torch.tensor([[1.0]]), torch.tensor([[0.0]])
+    values = {name: float(loss(logits, targets, targets + 1)) for name, loss in losses.items()}
+    assert len(set(values.values())) == 4, values
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
