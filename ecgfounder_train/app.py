@@ -45,6 +45,12 @@ _REFUSED = {
     errno.EMFILE: "Raise the limit of open files (ulimit -n).",
 }
 
+_HYDRA_FLAGS = {
+    *("--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r"),
+    *("--multirun", "-m", "--shell-completion", "-sc", "--config-path", "-cp", "--config-name"),
+    *("-cn", "--config-dir", "-cd", "--experimental-rerun", "--info", "-i"),
+}
+
 Task = Callable[[dict[str, Any]], int | None]
 
 
@@ -61,7 +67,15 @@ def run(verb: str, task: Task) -> NoReturn:
     if {"-h", "--help"} & set(arguments):
         print(manual_page(verb))
         sys.exit(0)
-    if any(argument.startswith("-") for argument in arguments):
+    if dashed := [argument for argument in arguments if argument.startswith("-")]:
+        if foreign := [word for word in dashed if word.split("=")[0] not in _HYDRA_FLAGS]:
+            print(
+                f"error: {foreign[0]}: settings are given without dashes, as key=value. "
+                f"See: python scripts/{verb}.py --help",
+                file=sys.stderr,
+                flush=True,
+            )
+            sys.exit(1)
         _run_under_hydra(verb, task)
     sys.exit(_guarded(task, lambda: compose_config(verb, arguments)))
 
@@ -86,7 +100,7 @@ def compose_config(verb: str, overrides: list[str]) -> DictConfig:
             for item in plain:
                 parsed = OverridesParser.create().parse_override(item)
                 config[str(parsed.key_or_group)] = parsed.value()
-            missing = sorted(OmegaConf.missing_keys(config) | _nulls(verb, config))
+            missing = sorted(set(_missing(config)) | _nulls(verb, config))
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(_first_line(error)) from error
     if missing:
@@ -101,6 +115,15 @@ def _quoted(override: str) -> str:
     if value.isascii() or value[0] in "'\"[{":
         return override
     return key + equals + "'" + value.replace("'", "\\'") + "'"
+
+
+def _missing(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Yield the keys without a value; not those that refer to one, as `private` to `shards`."""
+    for key in map(str, config):
+        if OmegaConf.is_missing(config, key):
+            yield prefix + key
+        elif isinstance(node := config._get_node(key), DictConfig):
+            yield from _missing(node, f"{prefix}{key}.")
 
 
 def _nulls(verb: str, config: DictConfig) -> set[str]:

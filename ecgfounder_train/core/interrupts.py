@@ -1,13 +1,15 @@
 """Ctrl-C in a script: an end at once while it starts, a `KeyboardInterrupt` while it works.
 
-An exception is no good while libraries are loaded and the config is composed: some catch whatever
+An exception is no good while libraries are imported and the config is composed: some catch whatever
 comes and go on with half of it. Stopped while numpy was imported, a script ended after half a
 minute with a RecursionError; stopped in omegaconf, with an AttributeError about None.
 """
 
+import _thread
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +20,10 @@ INTERRUPTED = 130
 
 _SCRIPTS = Path(__file__).parents[2] / "scripts"
 _IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
+_ASK_AGAIN_S = 0.05
+_owed = {"exception": False}
+"""Whether Ctrl-C came during an import and has not been raised yet. No lock: a handler may meet
+itself."""
 
 
 def say_interrupted(remedy: str = "") -> None:
@@ -39,32 +45,47 @@ def end_script_at_ctrl_c() -> None:
 
 @contextmanager
 def ctrl_c_as_exception() -> Iterator[None]:
-    """While the block runs Ctrl-C is a `KeyboardInterrupt`, and an end at once during imports.
+    """While the block runs Ctrl-C is a `KeyboardInterrupt`; during an import, when that is over.
 
-    A signal that is ignored, or has a handler of somebody else, keeps it.
+    By then others may have been started that only an exception brings to their end. A signal that
+    is ignored, or has a handler of somebody else, keeps it.
     """
     before = signal.getsignal(signal.SIGINT)
     if before not in (_end, signal.default_int_handler):
         yield
         return
-    signal.signal(signal.SIGINT, _end_import_or_raise)
+    signal.signal(signal.SIGINT, _raise)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+        if _owed["exception"]:  # the block was faster
+            _owed["exception"] = False
+            raise KeyboardInterrupt
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    with suppress(RuntimeError):  # the signal came in the middle of a print
-        sys.stdout.flush()
-        say_interrupted()
+    processes = sys.modules.get("multiprocessing")
+    # A terminal sends the signal to the processes a script has started, too; one of them speaks.
+    if processes is None or processes.parent_process() is None:
+        with suppress(RuntimeError):  # the signal came in the middle of a print
+            sys.stdout.flush()
+            say_interrupted()
     os._exit(INTERRUPTED)
 
 
-def _end_import_or_raise(number: int, frame: FrameType | None) -> None:
-    inner = frame
-    while inner is not None:
-        if inner.f_code.co_filename == _IMPORT_SYSTEM:
-            _end(number, frame)
-        inner = inner.f_back
+def _raise(number: int, frame: FrameType | None) -> None:
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORT_SYSTEM:
+            _owed["exception"] = True
+            _thread.start_new_thread(_press_again, ())
+            return
+        frame = frame.f_back
+    _owed["exception"] = False
     raise KeyboardInterrupt
+
+
+def _press_again() -> None:
+    time.sleep(_ASK_AGAIN_S)
+    if _owed["exception"]:
+        _thread.interrupt_main()

@@ -73,7 +73,7 @@ def load_or_create_secret(path: Path | str) -> Secret:
     except OSError as error:
         raise UserError(
             f"Cannot make the secret file {path}: {error.strerror}. "
-            "Point paths.secret to a folder that only you can read."
+            "Point private= (or secret=) to a folder that only you can read."
         ) from error
     with os.fdopen(descriptor, "w") as handle:
         handle.write(secrets.token_hex(_SECRET_BYTES) + "\n")
