@@ -198,6 +198,7 @@ def start_slurm(
     preemption: bool = False,
     grace_s: int = 10,
     cables: bool = False,
+    node_timeout_s: int = 10,
 ) -> Iterator[LocalSlurm]:
     """Yield a running SLURM; several may run at once, each with ports of its own.
 
@@ -210,6 +211,7 @@ def start_slurm(
         grace_s: Between SIGTERM and SIGKILL of a preempted job.
         cables: Every node has a network of its own, joined by cables that can be cut; tasks need
             GLOO_SOCKET_IFNAME=eth0.
+        node_timeout_s: After how long SLURM gives up a node that it does not hear.
     """
     folder = Path(tempfile.mkdtemp(prefix="ecg-slurm-"))
     folder.chmod(0o755)
@@ -220,7 +222,7 @@ def start_slurm(
     network = stack.enter_context(lay_cables(num_nodes)) if cables else None
     cluster = LocalSlurm(folder, num_nodes, env, network)
     try:
-        _write_configuration(cluster, cpus, memory_mb, gpus, preemption, grace_s)
+        _write_configuration(cluster, cpus, memory_mb, gpus, preemption, grace_s, node_timeout_s)
         # MASTER_ADDR and sbatch look nodes up by name.
         _edit_hosts(
             folder,
@@ -306,7 +308,13 @@ def _edit_hosts(folder: Path, lines: list[str]) -> None:
 
 
 def _write_configuration(
-    cluster: LocalSlurm, cpus: int, memory_mb: int, gpus: int, preemption: bool, grace_s: int
+    cluster: LocalSlurm,
+    cpus: int,
+    memory_mb: int,
+    gpus: int,
+    preemption: bool,
+    grace_s: int,
+    node_timeout_s: int,
 ) -> None:
     folder, num_nodes = cluster.folder, cluster.num_nodes
     switch = cluster.network.switch_address if cluster.network else "127.0.0.1"
@@ -343,7 +351,7 @@ def _write_configuration(
         "SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0",
         "KillWait=5",
         "MessageTimeout=10",
-        "SlurmdTimeout=10",
+        f"SlurmdTimeout={node_timeout_s}",
         "InactiveLimit=0",
     ]
     gres = ""

@@ -32,8 +32,10 @@ from ecgfounder_train.core.ranks import is_rank_zero, process_rank
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.training.lines import Lines, can_be_watched
 
-GIVE_UP_S = 20.0
+GIVE_UP_S = 12.0
 """From the first failure to the end of a rank that does not end by itself."""
+CUT_OFF_STATUS = 75
+"""Exit status where another node is not heard any more; slurm/pretrain.sbatch goes on elsewhere."""
 _POLL_S = 1.0
 _FIRST_WORD_S = 6.0
 """How long a rank that lost its connection waits for another one's reason."""
@@ -102,12 +104,12 @@ class FailureNote:
             return None
         return Failure(int(content["rank"]), str(content["reason"]), bool(content.get("cut_off")))
 
-    def end_process(self, reason: str) -> None:
+    def end_process(self, reason: str, status: int = 1) -> None:
         """End this process at once, wherever its main thread hangs, and say why."""
         if is_rank_zero():
             self._mark_run()
         print(f"error on rank {process_rank()}: {reason}", file=sys.stderr, flush=True)
-        os._exit(1)
+        os._exit(status)
 
     def _mark_run(self) -> None:
         """Say in run.json that the run has failed, as the main thread can no longer."""
@@ -207,7 +209,7 @@ def _end_with_others(note: FailureNote, over: threading.Event) -> None:
             continue
         noticed_s = noticed_s or time.monotonic()
         if failure.cut_off or time.monotonic() - noticed_s > GIVE_UP_S:
-            note.end_process(_repeated(failure))
+            note.end_process(_repeated(failure), CUT_OFF_STATUS if failure.cut_off else 1)
 
 
 def _tell_torchrun(error: BaseException) -> None:
@@ -276,7 +278,7 @@ class OwnRanksStrategy(DDPStrategy):
         )
         note = FailureNote(self._run_directory)
         note.leave(process_rank(), reason, cut_off=True)
-        note.end_process(reason[0].upper() + reason[1:])
+        note.end_process(reason[0].upper() + reason[1:], CUT_OFF_STATUS)
 
     @override
     def _configure_launcher(self) -> None:

@@ -73,7 +73,7 @@ class Lines:
         third = max(1, int(self._timeout_s / 3))
         for option, value in (
             (socket.TCP_KEEPIDLE, third),
-            (socket.TCP_KEEPINTVL, max(1, third // 2)),
+            (socket.TCP_KEEPINTVL, max(1, third // 5)),
             (socket.TCP_USER_TIMEOUT, int(1000 * self._timeout_s)),
         ):
             line.setsockopt(socket.IPPROTO_TCP, option, value)
