@@ -250,7 +250,9 @@ def _train(
     ]
     config = OmegaConf.to_container(compose_config("pretrain", arguments), resolve=True)
     assert isinstance(config, dict)
-    train({str(key): value for key, value in config.items()})
+    if code := train({str(key): value for key, value in config.items()}):
+        # Stopped by a signal: what half a run says is not to be compared.
+        raise SystemExit(code)
     last = find_checkpoint(RunDirectory(folder / "runs" / name), "last")
     # The vocabulary and the profile are the same, and so are the keys: only labels differ.
     return predict_split(TrainedModel.load(last), shards[0.0], "test", torch.device("cpu"), 256)

@@ -5,6 +5,7 @@ checkpoint loads with `torch.load(weights_only=True)`; reading one never execute
 """
 
 import os
+import shutil
 import warnings
 import zipfile
 from pathlib import Path
@@ -37,17 +38,23 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         try:
             torch.save(checkpoint, handle)
         except RuntimeError as error:
-            # torch reports a failed write as RuntimeError from its zip writer.
+            # torch reports a failed write as RuntimeError from its zip writer, which speaks of
+            # positions in the file; what the disk said stands behind it.
+            said = error.__context__
+            reason = said.strerror if isinstance(said, OSError) else None
+            free = shutil.disk_usage(path.parent).free
             raise UserError(
-                f"Cannot write the checkpoint {path.name}: {_short(error)}. The previous one is "
-                "untouched. Free space, then run the same command again."
+                f"Cannot write the checkpoint {path.name}: {reason or _short(error)} "
+                f"({free / 1e6:,.1f} MB are free in {path.parent}). The checkpoints before it are "
+                "untouched. Free space there, then run the same command again: it goes on from "
+                "the newest."
             ) from error
         handle.flush()
         os.fsync(handle.fileno())
         if reason := damage(Path(handle.name)):
             raise UserError(
                 f"The checkpoint {path.name} did not read back after writing ({reason}). The "
-                "previous one is untouched. Check the disk."
+                "checkpoints before it are untouched. Check the disk."
             )
 
 
@@ -94,14 +101,18 @@ def check_contents(checkpoint: Any, path: Path) -> dict[str, Any]:
     Raises:
         UserError: It is not.
     """
-    missing = [key for key in REQUIRED if not isinstance(checkpoint, dict) or key not in checkpoint]
+    known = checkpoint if isinstance(checkpoint, dict) else {}
+    # First the version: another one may have other keys.
+    if known.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+        writer = (known.get("versions") or {}).get("ecgfounder_train")
+        raise UserError(
+            f"{path} has checkpoint format {known['format_version']}, this version of "
+            f"ecgfounder_train reads {FORMAT_VERSION}. Use the version that wrote it"
+            f"{f' ({writer})' if writer else ''}, or train anew under another run=NAME."
+        )
+    missing = [key for key in REQUIRED if key not in known]
     if missing:
         raise UserError(f"{path} is not a checkpoint of this project: no {', '.join(missing)}.")
-    if checkpoint["format_version"] != FORMAT_VERSION:
-        raise UserError(
-            f"{path} has checkpoint format {checkpoint['format_version']}, this version of "
-            f"ecgfounder_train reads {FORMAT_VERSION}. Use the version that wrote it."
-        )
     contents: dict[str, Any] = checkpoint
     return contents
 

@@ -541,7 +541,7 @@ class RunKeeper(L.Callback):
 
 
 _MEANING = {
-    "vocabulary": "labels or their options",
+    "vocabulary": "vocabulary or options of its labels",
     "signal_profile": "signal profile",
     "split": "split into train, val and test",
     "data": "set of shards",
@@ -549,28 +549,62 @@ _MEANING = {
     "patients": "share of the training patients",
     "order": "order of the data (data.order, data.block_shards, data.last_batch)",
 }
+_OF_SHARDS = ("vocabulary", "signal_profile", "split")
+"""What is decided when shards are made, so that other shards follow from it."""
+_SHOWN = 3
 
 
 def require_same(checkpoint: Mapping[str, Any], facts: RunFacts, path: Path | str) -> None:
     """Raise if a checkpoint was made with other data, another order of it or another network.
 
     Raises:
-        UserError: Names what differs.
+        UserError: Names what differs, and how to go on.
     """
     found = checkpoint["fingerprints"]
-    other = [
-        meaning
-        for name, meaning in _MEANING.items()
-        if found.get(name) != facts.fingerprints.get(name)
-    ]
-    if checkpoint["rng"]["seed"] != facts.config["seed"]:
-        other.append("seed")
+    differing = [name for name in _MEANING if found.get(name) != facts.fingerprints.get(name)]
+    of_shards = [name for name in _OF_SHARDS if name in differing]
+    if of_shards:
+        differing = [name for name in differing if name != "data"]
+    other = [_MEANING[name] + _in_words(name, checkpoint, facts) for name in differing]
+    before, now = checkpoint["rng"]["seed"], facts.config["seed"]
+    if before != now:
+        other.append(f"seed ({before}, now {now})")
     if other:
-        what = ", ".join(other)
+        what = " and another ".join(other)
+        where = ", the shards= it was trained on among them" if of_shards else ""
         raise UserError(
             f"The checkpoint {Path(path).name} was made with another {what}. Give the settings it "
-            "was started with, or start anew with another run=NAME."
+            f"was started with{where} (config.yaml of its run holds them), or start anew with "
+            "another run=NAME."
         )
+
+
+def _in_words(name: str, checkpoint: Mapping[str, Any], facts: RunFacts) -> str:
+    """Return what a checkpoint says of one thing and what is said now, where that is short."""
+    part = {"vocabulary": "vocabulary", "signal_profile": "signal", "model": "model"}.get(name)
+    if part is None:
+        if name != "split":
+            return ""
+        return f" ({checkpoint['fingerprints'].get(name)}, now {facts.fingerprints.get(name)})"
+    before, now = (_plain(spec.get(part) or {}) for spec in (checkpoint["spec"], facts.spec))
+    pairs = [
+        f"{key}={before.get(key)}, now {now.get(key)}"
+        for key in sorted(before.keys() | now.keys(), key=lambda key: (key != "name", key))
+        if before.get(key) != now.get(key) and not key.endswith("fingerprint")
+    ]
+    more = f"; and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else ""
+    return f" ({'; '.join(pairs[:_SHOWN])}{more})" if pairs else ""
+
+
+def _plain(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Return the settings of a nested section by their whole names; long lists are left out."""
+    plain: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            plain |= _plain(value, f"{above}{key}.")
+        elif not isinstance(value, list | tuple) or len(value) <= 12:
+            plain[f"{above}{key}"] = value
+    return plain
 
 
 def _module(module: L.LightningModule) -> PretrainModule:

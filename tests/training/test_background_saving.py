@@ -148,7 +148,8 @@ def test_full_disk_under_the_thread_ends_the_run_and_keeps_the_old_checkpoint(
     ]
     assert [child.wait() for child in children] == [1] * ranks
     for child in children:
-        assert "Cannot write" in child.text() and "Free space" in child.text()
+        assert "Cannot write the checkpoint" in child.text() and "Free space" in child.text()
+        assert "File too large" in child.text() and "MB are free in" in child.text()
         assert "Traceback" not in child.text()
     assert '"failed"' in run.state_file.read_text()
     assert {path.name: path.read_bytes() for path in run.checkpoints.iterdir()} == before
