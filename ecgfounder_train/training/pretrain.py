@@ -388,7 +388,9 @@ def _monitored(vocabulary: Mapping[str, Any], group: str | None) -> list[int]:
     if not chosen:
         raise UserError(
             f"budget.validate_group={group!r}: the vocabulary {vocabulary['name']} of these shards "
-            "has no such group of labels." + did_you_mean(group, {name for name in groups if name})
+            "has no such group of labels. Choose the shards= of a vocabulary that has it, or "
+            "budget.validate_group=null."
+            + did_you_mean(str(group), {name for name in groups if name})
         )
     return chosen
 
