@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from typing_extensions import override
 
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.run_directory import RunDirectory
@@ -73,7 +74,7 @@ def _wandb(
     if "finish_timeout" in wandb.Settings.model_fields:
         settings.finish_timeout = float(config.get("finish_timeout_s", 60.0))
     run_id = hashlib.sha256(run.name.encode()).hexdigest()[:16]
-    return WandbLogger(
+    return FinishingWandbLogger(
         name=run.name,
         id=run_id,
         project=str(config.get("project", "ecgfounder_train")),
@@ -85,6 +86,19 @@ def _wandb(
         config=dict(hyperparameters),
         log_model=False,
     )
+
+
+class FinishingWandbLogger(WandbLogger):
+    """wandb that is over when the training is.
+
+    By itself it ends with the process: when the other ranks have ended, and SLURM would not wait.
+    """
+
+    @override
+    def finalize(self, status: str) -> None:
+        super().finalize(status)
+        if self._experiment is not None:
+            self._experiment.finish()
 
 
 def _has_account() -> bool:
