@@ -74,12 +74,17 @@ def verify(
             None reads every byte.
         seed: Draws the samples.
         private: Where the ledger is; ``<folder>.private`` by default, left out if absent.
+
+    Raises:
+        UserError: There is no such folder.
     """
     folder = Path(folder)
     report = VerifyReport()
     try:
         manifest = read_manifest(folder)
     except UserError as error:
+        if not folder.is_dir():
+            raise
         report.add(MANIFEST_NAME, str(error))
         return report
     _check_manifest(manifest, report)

@@ -280,7 +280,8 @@ def test_sweep_with_a_failing_job_exits_1(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert done.stdout.count("run prepare again") == 2 and "Traceback" not in done.stderr
+    assert done.stderr.count("error: There is no folder nowhere") == 2
+    assert "Traceback" not in done.stderr
 
 
 def test_script_as_a_command_reports_a_mistake_without_traceback(tmp_path: Path) -> None:
