@@ -57,7 +57,7 @@ class TrainerSettings:
     deterministic: bool = False
     recompute: bool = False
     ddp_timeout_s: float = 600.0
-    link_timeout_s: float = 30.0
+    link_timeout_s: float = 25.0
     peak_tflops: float | None = None
 
     def __post_init__(self) -> None:
