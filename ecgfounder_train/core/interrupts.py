@@ -65,9 +65,8 @@ def ctrl_c_as_exception() -> Iterator[None]:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    processes = sys.modules.get("multiprocessing")
     # A terminal sends the signal to the processes a script has started, too; one of them speaks.
-    if processes is None or processes.parent_process() is None:
+    if "--multiprocessing-fork" not in sys.orig_argv:
         with suppress(RuntimeError):  # the signal came in the middle of a print
             sys.stdout.flush()
             say_interrupted()

@@ -6,6 +6,7 @@ there. A shard may therefore be made twice at once, which is why its temporary n
 its bytes are a function of the plan alone.
 """
 
+import atexit
 import logging
 import os
 import queue
@@ -307,17 +308,25 @@ class DaskEngine:
 
     def _local_cluster(self, security: Any) -> Any:
         from distributed import LocalCluster
+        from distributed.deploy.spec import close_clusters
 
-        return LocalCluster(  # type: ignore[no-untyped-call]
-            n_workers=self.num_workers,
-            threads_per_worker=1,
-            processes=True,
-            memory_limit=self.options.memory_per_worker,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            security=security,
-            silence_logs=logging.CRITICAL,
-        )
+        try:
+            return LocalCluster(  # type: ignore[no-untyped-call]
+                n_workers=self.num_workers,
+                threads_per_worker=1,
+                processes=True,
+                memory_limit=self.options.memory_per_worker,
+                host="127.0.0.1",
+                dashboard_address="127.0.0.1:0",
+                security=security,
+                silence_logs=logging.CRITICAL,
+            )
+        except KeyboardInterrupt:
+            # The terminal sent it to the workers too. Dask cannot close what is half started, and
+            # says so with tracebacks when Python ends; workers end with this process anyway.
+            atexit.unregister(close_clusters)
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+            raise
 
     def _slurm_cluster(self, security: Any) -> Any:
         from dask_jobqueue.slurm import SLURMCluster, SLURMJob

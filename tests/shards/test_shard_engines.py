@@ -19,8 +19,10 @@ from shard_archive import Archive
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.records import EcgRecord, read_record
 from ecgfounder_train.shards import ExecutorOptions, verify
+from ecgfounder_train.simulate import write_archive
 
 DRIVER = [sys.executable, str(Path(shard_archive.__file__))]
+PREPARE = Path(__file__).resolve().parents[2] / "scripts" / "prepare.py"
 LOCAL = {"kind": "local", "num_workers": 2, "min_records": 0}
 KILLS = 50 if os.environ.get("ECG_TEST_TIER") == "all" else 3
 
@@ -111,6 +113,32 @@ def test_ctrl_c_ends_the_workers_too(archive: Archive, tmp_path: Path) -> None:
     assert "Run the same command again" in errors
     assert "Traceback" not in errors
     assert not any(worker.is_running() for worker in workers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_ctrl_c_while_workers_start_is_told_once_and_without_tracebacks(
+    tmp_path: Path, num_threads: int
+) -> None:
+    write_archive({"out": tmp_path / "heedb", "num_patients": 12, "seed": 1})
+    command = [sys.executable, str(PREPARE), "source=heedb", f"source.root={tmp_path / 'heedb'}"]
+    command += [f"shards={tmp_path / 'shards'}", "signal=zscore", "build.records_per_shard=10"]
+    command += ["executor.num_workers=2", "executor.min_records=0"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    # A worker has one thread while it loads its libraries, and more when it talks to the driver.
+    while not any(worker.num_threads() >= num_threads for worker in workers_of(process)):
+        assert process.poll() is None
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert errors.count("interrupted.") == 1 and "Traceback" not in errors, errors
 
 
 def failing_read(root: Path, victim: str, times: int) -> Any:
