@@ -385,7 +385,10 @@ def _sorted(
     del path
     height = table.height
     columns = {}
-    for name, kind in CATALOG_COLUMNS.items():
+    # The labels first, as they need most room on the way; what grows from a category to sixteen
+    # bytes a row comes after.
+    for name in sorted(CATALOG_COLUMNS, key=lambda name: name not in packed):
+        kind = CATALOG_COLUMNS[name]
         if name == "source":
             columns[name] = pl.Series([source_name], dtype=kind).new_from_index(0, height)
         elif name in packed:
@@ -395,7 +398,7 @@ def _sorted(
         else:
             column = table.drop_in_place(name)
             columns[name] = (column if order is None else column.gather(order)).cast(kind)
-    return pl.DataFrame(columns)
+    return pl.DataFrame({name: columns[name] for name in CATALOG_COLUMNS})
 
 
 def _unknown_statements(
