@@ -2,8 +2,13 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from urllib.request import Request, urlopen
 
 import fsspec
 import numpy as np
@@ -21,16 +26,27 @@ from ecgfounder_train.shards import ShardSet
 Pretrain = Callable[..., RunDirectory]
 
 
+def s3_environment(server: ThreadedMotoServer) -> dict[str, str]:
+    host, port = server.get_host_and_port()
+    return {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+
+
 @pytest.fixture
 def on_s3(tiny_shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The shards in a bucket of a real S3 server."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    environment = s3_environment(server)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    # What such servers keep belongs to the process, earlier tests' buckets included.
+    reset = Request(f"{environment['AWS_ENDPOINT_URL']}/moto-api/reset", method="POST")
+    urlopen(reset).close()
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     store = fsspec.filesystem("s3")
     store.mkdir("bucket")
@@ -134,11 +150,13 @@ def damaged_copy(shards: ShardSet, folder: Path) -> tuple[ShardSet, str, int]:
     return copied, gone.name, 1 + gone.num_samples
 
 
-def two_ranks(shards: ShardSet, runs: Path, *more: str) -> list[Child]:
+def two_ranks(
+    shards: ShardSet, runs: Path, *more: str, environment: Mapping[str, str] | None = None
+) -> list[Child]:
     arguments = tiny_set.tiny_overrides(shards, runs, "run", "trainer=ddp_cpu", *more)
     return [
-        Child(arguments, runs / f"rank{rank}.txt", environment=environment)
-        for rank, environment in enumerate(run_tools.ranks(2))
+        Child(arguments, runs / f"rank{rank}.txt", environment={**own, **(environment or {})})
+        for rank, own in enumerate(run_tools.ranks(2))
     ]
 
 
@@ -193,3 +211,138 @@ def test_shard_that_vanishes_under_way_is_quarantined_after_a_kill(
     rows = [int(row["quarantined"]) for row in run_tools.rows(run) if row["train/loss"]]
     # Of the last ten epochs, four steps each, every one lost that shard's samples.
     assert rows[-1] - rows[-41] == 10 * entry.num_samples
+
+
+@dataclass(frozen=True)
+class Store:
+    """A copy of the tiny shards, in a folder or behind a server, which can be spoilt.
+
+    `files` is the folder where they can be written; None for S3.
+    """
+
+    location: str
+    files: Path | None
+    environment: dict[str, str]
+    overrides: tuple[str, ...]
+
+    def write(self, name: str, content: bytes | None) -> None:
+        """Replace a shard, or delete it."""
+        if self.files is None:
+            bucket, path = fsspec.filesystem("s3"), f"bucket/tiny/{name}"
+            bucket.rm(path) if content is None else bucket.pipe(path, content)
+        elif content is None:
+            (self.files / name).unlink()
+        else:
+            (self.files / name).write_bytes(content)
+
+
+@pytest.fixture(params=["folder", "http", "s3"])
+def store(request: pytest.FixtureRequest, tiny_shards: ShardSet, tmp_path: Path) -> Iterator[Store]:
+    overrides = (f"data.cache_dir={tmp_path / 'cache'}",)
+    if request.param == "s3":
+        on_s3 = request.getfixturevalue("on_s3")
+        names = [name for name in os.environ if name.startswith("AWS_")]
+        yield Store(on_s3, None, {name: os.environ[name] for name in names}, overrides)
+        return
+    files = tmp_path / "shards"
+    shutil.copytree(tiny_shards.folder, files)
+    if request.param == "folder":
+        yield Store(str(files), files, {}, ())
+        return
+    handler = partial(SimpleHTTPRequestHandler, directory=str(files))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield Store(f"http://127.0.0.1:{server.server_port}", files, {}, overrides)
+        server.shutdown()
+
+
+def train_shards(shards: ShardSet) -> list[tuple[str, int, bytes]]:
+    """Return name, number of samples and content of the shards that are trained on."""
+    return [
+        (entry.name, entry.num_samples, (shards.folder / entry.name).read_bytes())
+        for entry in shards.manifest.shards
+        if entry.split == "train"
+    ]
+
+
+def spoilt(shards: ShardSet, content: bytes) -> bytes:
+    """Return a shard with another sample in one byte of its first signal."""
+    place = shards.layout.ecg.offset + 40
+    return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("kind", ["vanished", "corrupt"])
+def test_bad_shard_ends_both_ranks_with_its_name_and_the_mended_one_is_trained_on_to_the_last_bit(
+    tiny_shards: ShardSet, tmp_path: Path, store: Store, kind: str
+) -> None:
+    name, _, content = train_shards(tiny_shards)[0]
+    store.write(name, None if kind == "vanished" else spoilt(tiny_shards, content))
+
+    def start() -> list[Child]:
+        more = (f"shards={store.location}", *store.overrides, "checkpoint.every_samples=16")
+        return two_ranks(tiny_shards, tmp_path, *more, environment=store.environment)
+
+    ranks = start()
+    assert [rank.wait() for rank in ranks] == [1, 1], [rank.text() for rank in ranks]
+    for rank in ranks:
+        assert name in rank.text() and "Traceback" not in rank.text(), rank.text()
+        assert "verify" in rank.text() or "prepare again" in rank.text(), rank.text()
+    store.write(name, content)
+    ranks = start()
+    assert [rank.wait() for rank in ranks] == [0, 0], [rank.text() for rank in ranks]
+    (tmp_path / "whole").mkdir()
+    ranks = two_ranks(tiny_shards, tmp_path / "whole")
+    assert [rank.wait() for rank in ranks] == [0, 0], [rank.text() for rank in ranks]
+    run_tools.assert_same_run(RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "whole/run"))
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_bad_shards_of_any_store_are_quarantined_by_two_ranks_in_every_start(
+    tiny_shards: ShardSet, tmp_path: Path, store: Store
+) -> None:
+    (gone, num_gone, _), (cut, num_cut, content) = train_shards(tiny_shards)[:2]
+    store.write(gone, None)
+    store.write(cut, spoilt(tiny_shards, content))
+    # Of a folder single samples are read; a copy that is not the manifest's shard is never used.
+    bad = num_gone + (num_cut if store.overrides else 1)
+    for epochs in (1, 2):
+        ranks = two_ranks(
+            tiny_shards,
+            tmp_path,
+            f"shards={store.location}",
+            *store.overrides,
+            "data.on_bad_sample=quarantine",
+            f"budget.max_epochs={epochs}",
+            environment=store.environment,
+        )
+        assert [rank.wait() for rank in ranks] == [0, 0], [rank.text() for rank in ranks]
+        last = run_tools.last_checkpoint(RunDirectory(tmp_path / "run"))
+        assert last["faults"]["quarantined"] == epochs * bad
+        assert last["position"]["samples_seen"] == epochs * 63
+        assert f"{epochs * bad} unreadable samples were left out" in ranks[0].text()
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_shard_that_is_cut_under_way_ends_both_ranks_and_the_mended_run_is_the_undisturbed_one(
+    tiny_shards: ShardSet, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_shards.folder, tmp_path / "shards")
+    shards = ShardSet.open(tmp_path / "shards")
+    settings = ("budget.max_epochs=30", "checkpoint.every_samples=16")
+    ranks = two_ranks(shards, tmp_path, *settings)
+    run_tools.wait_for_step(RunDirectory(tmp_path / "run"), 6, ranks[0].alive)
+    name, _, content = train_shards(tiny_shards)[0]
+    os.truncate(shards.folder / name, 3000)
+    assert [rank.wait() for rank in ranks] == [1, 1], [rank.text() for rank in ranks]
+    for rank in ranks:
+        assert name in rank.text() and "Traceback" not in rank.text(), rank.text()
+    (shards.folder / name).write_bytes(content)
+    (tmp_path / "whole").mkdir()
+    for runs in (tmp_path, tmp_path / "whole"):
+        ranks = two_ranks(shards, runs, *settings)
+        assert [rank.wait() for rank in ranks] == [0, 0], [rank.text() for rank in ranks]
+    run_tools.assert_same_run(RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "whole/run"))
