@@ -19,6 +19,7 @@ from ecgfounder_train.core.fingerprints import fingerprint
 from ecgfounder_train.core.pseudonyms import load_or_create_secret
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.evaluation.assessment import Assessment, assess
+from ecgfounder_train.evaluation.averaging import averaged
 from ecgfounder_train.evaluation.comparison import write_comparison
 from ecgfounder_train.evaluation.controls import untrained_probe
 from ecgfounder_train.evaluation.decisions import (
@@ -91,6 +92,7 @@ class Evaluation:
                 "windows= is for external sets; the windows of shards were cut by prepare."
             )
         self.batch_size = config["batch_size"]
+        self.members = self._open_members(config["average"])
         if self.run and self.task is not None and not self.is_external:
             raise UserError(
                 f"Run {name!r} was fine-tuned on the task {self.task!r}, whose answers are in its "
@@ -98,6 +100,26 @@ class Evaluation:
                 f"{self.run.evaluation('test') / 'report.html'}. Here it is evaluated on external "
                 "sets alone (experiment=eval_*)."
             )
+
+    def _open_members(self, names: Any) -> list["Evaluation"]:
+        """Return the further runs whose logits are averaged with this one's."""
+        if not names:
+            return []
+        if self.run is None:
+            raise UserError("average= averages runs: name the first of them with run=NAME.")
+        names = [str(name) for name in names] if isinstance(names, list) else [str(names)]
+        if len({self.run.name, *names}) <= len(names):
+            raise UserError(
+                f"average={names}: each run counts once, and run={self.run.name} is among them."
+            )
+        members = [Evaluation(dict(self.config) | {"average": None}, name) for name in names]
+        for member in members:
+            if member.trained.labels != self.trained.labels:
+                raise UserError(
+                    f"Run {member.called!r} has other labels than {self.called!r}; only runs with "
+                    "the same labels can be averaged."
+                )
+        return members
 
     @cached_property
     def _run_config(self) -> dict[str, Any]:
@@ -176,7 +198,12 @@ class Evaluation:
             parts.append("" if variant == "ours" else Path(variant).stem)
         parts.append("" if self.config["crops"] == 1 else f"{self.config['crops']}crops")
         parts.append(str(self.config["group"] or "").replace(":", "_"))
+        parts.append(self._average_name)
         return "-".join(filter(None, parts))
+
+    @property
+    def _average_name(self) -> str:
+        return "_".join(["mean_with", *(m.called for m in self.members)]) if self.members else ""
 
     @property
     def folder(self) -> Path:
@@ -233,15 +260,41 @@ class Evaluation:
             UserError: The data do not fit the model, or were trained on.
         """
         external = self.external if self.is_external else None
+        if external is None:  # a typo must not cost the predictions
+            _in_group(self.trained.labels, self._notes(None)[1], self.config["group"])
         overlap = self.check_overlap(self.training)
         evaluated = self._predict(self.trained, self.called, external)
         evaluated.remarks += overlap
+        if self.members:
+            self._average(evaluated, external)
         if not external and (unknown := _unknown_patients(self.shards)):
             evaluated.remarks.append(
                 f"The patient of {unknown:,} of the data set's records is not known; there the "
                 "record stands for the patient, and intervals are too narrow if patients recur."
             )
         return evaluated
+
+    def _average(self, evaluated: Evaluated, external: ExternalSet | None) -> None:
+        """Put the members' mean into what this run predicted alone."""
+        own = self.training
+        for member in self.members:
+            if member.training is None or own is None or member.training.folder != own.folder:
+                evaluated.remarks += self.check_overlap(member.training)
+            told = member._provenance(member.trained)
+            evaluated.provenance |= {
+                f"{member.called}: {key}": value
+                for key, value in told.items()
+                if not key.startswith("version of")
+            }
+        others = [self._predict(item.trained, item.called, external) for item in self.members]
+        evaluated.predictions = averaged(
+            [evaluated.predictions, *(other.predictions for other in others)]
+        )
+        evaluated.windows = averaged([evaluated.windows, *(other.windows for other in others)])
+        evaluated.remarks.append(
+            f"Each logit is the mean of {len(others) + 1} networks' "
+            f"({', '.join(item.called for item in (self, *self.members))})."
+        )
 
     def _for_records(self, trained: TrainedModel) -> TrainedModel:
         """Return the model that cuts longer records as asked for."""
@@ -340,7 +393,10 @@ class Evaluation:
             kept = self.trained.decisions
             suits = kept and kept.suits(self.config["pool"], self.config["crops"])
             return kept if suits else None
-        path, checksum = decisions_file(self.checkpoint), sha256_file(self.checkpoint)
+        path, checksum = self._decisions_file, sha256_file(self.checkpoint)
+        if self.members:
+            others = [sha256_file(member.checkpoint) for member in self.members]
+            checksum = fingerprint([checksum, *others])
         stored = read_decisions(path, checksum, self._reading)
         if stored is not None:
             return stored
@@ -349,16 +405,19 @@ class Evaluation:
         if not self.is_external and not self.config["shards"] and self.split == "val":
             validation = evaluated.predictions
         else:
-            windows = predict_split(
-                self.trained,
-                self.training,
-                "val",
-                self.device,
-                self.batch_size,
-                self.called,
-                self.config["crops"],
-            )
-            validation = pool_windows(windows, self.config["pool"])
+            windows = [
+                predict_split(
+                    item.trained,
+                    self.training,
+                    "val",
+                    self.device,
+                    self.batch_size,
+                    item.called,
+                    self.config["crops"],
+                )
+                for item in (self, *self.members)
+            ]
+            validation = pool_windows(averaged(windows), self.config["pool"])
         fitted = Decisions.fit(
             validation,
             checksum,
@@ -367,6 +426,11 @@ class Evaluation:
         )
         fitted.write(path)
         return fitted
+
+    @property
+    def _decisions_file(self) -> Path:
+        path = decisions_file(self.checkpoint)
+        return path.with_name(f"{self._average_name}.{path.name}") if self.members else path
 
     def controls(self, evaluated: Evaluated) -> dict[str, Predictions]:
         """Return what the controls say of the same records; they are those of a run."""
@@ -382,7 +446,8 @@ class Evaluation:
             probe = untrained_probe(self.trained, self.training, self.device, self.batch_size)
             controls["untrained + probe"] = self._predict_like(probe, "untrained", evaluated)
         if self.config["scratch"]:
-            other = Evaluation(self.config, str(self.config["scratch"]))
+            alone = dict(self.config) | {"average": None}
+            other = Evaluation(alone, str(self.config["scratch"]))
             self.check_overlap(other.training)
             found = self._predict_like(other.trained, other.called, evaluated)
             controls["from scratch"] = found
@@ -421,7 +486,8 @@ class Evaluation:
             {name: other.of_labels(chosen) for name, other in self.controls(evaluated).items()},
         )
         mistakes = self._write_mistakes(assessment)
-        title = f"{'Run' if self.run else 'Weights'} {self.called}, " + (
+        together = " + ".join(item.called for item in (self, *self.members))
+        title = f"{'Run' if self.run else 'Weights'} {together}, " + (
             f"external set {self.name}" if label_map else f"{self.split} split"
         )
         return write_assessment(
@@ -530,7 +596,7 @@ class Evaluation:
             "commit of the code": _commit(),
         }
         if decisions is not None:
-            place = decisions_file(self.checkpoint).name if self.run else "kept beside the weights"
+            place = self._decisions_file.name if self.run else "kept beside the weights"
             rows["thresholds and calibration"] = (
                 f"{place}, fitted on {decisions.num_records:,} validation records"
             )
@@ -554,6 +620,8 @@ def evaluate(config: Mapping[str, Any]) -> Path:
         return evaluation.write(evaluation.evaluate())
     if not isinstance(names, list) or len({str(name) for name in names}) < 2:
         raise UserError(f"compare={names} must list two or more different runs: compare=[A,B].")
+    if config["average"]:
+        raise UserError("average= goes with run=NAME, not with compare=.")
     evaluations = [Evaluation(config, str(name)) for name in names]
     results = [item.evaluate() for item in evaluations]
     first = evaluations[0]

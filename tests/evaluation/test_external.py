@@ -201,6 +201,36 @@ def test_two_runs_are_compared_on_the_same_records_only(runs, foreign):
         evaluate(config_of(runs))
 
 
+def test_averaged_runs_have_the_mean_of_their_logits_and_thresholds_of_their_own(runs, foreign):
+    alone = {
+        name: Evaluation(config_of(runs, f"run={name}", "split=val"), name).evaluate().predictions
+        for name in ("twelve", "single")
+    }
+    mean = (alone["twelve"].logits.astype(float) + alone["single"].logits) / 2
+    config = config_of(runs, "run=twelve", "average=[single]", "split=val")
+    page = evaluate(config)
+    assert page.parent.name == "val-mean_with_single"
+    assert "Run twelve + single, val split" in page.read_text()
+    averaged = Evaluation(config, "twelve")
+    evaluated = averaged.evaluate()
+    np.testing.assert_allclose(evaluated.predictions.logits, mean, atol=1e-5)
+    kept = sorted(path.name for path in averaged.checkpoint.parent.glob("*.calibration.json"))
+    assert "mean_with_single.best.calibration.json" in kept
+    own = averaged.decisions(evaluated)
+    on_test = Evaluation(config_of(runs, "run=twelve", "average=[single]"), "twelve")
+    assert on_test.decisions(on_test.evaluate()).thresholds == own.thresholds
+    outside = Evaluation(config_of(runs, "run=twelve", "average=[single]", *foreign), "twelve")
+    found = outside.evaluate()
+    assert found.label_map is not None and "networks' (twelve, single)" in found.remarks[-1]
+    for wrong, message in (
+        (("run=twelve", "average=[twelve]"), "each run counts once"),
+        (("run=twelve", "average=[absent]"), "absent"),
+        (("compare=[twelve,single]", "average=[single]"), "not with compare="),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate(config_of(runs, *wrong))
+
+
 def test_settings_that_cannot_be_meant_are_explained(runs, foreign):
     with pytest.raises(UserError, match="needs its recordings"):
         Evaluation(config_of(runs, "run=twelve", "external.name=ptbxl"), "twelve").evaluate()
