@@ -56,7 +56,7 @@ def test_member_of_an_array_is_saved_comes_back_and_equals_the_undisturbed_one(
             "ablation.name=tiny",
             "ablation.axes.model=[25000]",
             "ablation.axes.seed=[0]",
-            "ablation.budget.samples=16000",
+            "ablation.budget.samples=6400",
             quoted("ablation.overrides", [*FAST, "checkpoint.every_samples=160"]),
             f"paths.runs={base / 'runs'}",
             f"paths.ablations={base / 'ablations'}",
