@@ -385,10 +385,7 @@ def _sorted(
     del path
     height = table.height
     columns = {}
-    # The labels first, as they need most room on the way; what grows from a category to sixteen
-    # bytes a row comes after.
-    for name in sorted(CATALOG_COLUMNS, key=lambda name: name not in packed):
-        kind = CATALOG_COLUMNS[name]
+    for name, kind in CATALOG_COLUMNS.items():
         if name == "source":
             columns[name] = pl.Series([source_name], dtype=kind).new_from_index(0, height)
         elif name in packed:
@@ -398,7 +395,7 @@ def _sorted(
         else:
             column = table.drop_in_place(name)
             columns[name] = (column if order is None else column.gather(order)).cast(kind)
-    return pl.DataFrame({name: columns[name] for name in CATALOG_COLUMNS})
+    return pl.DataFrame(columns)
 
 
 def _unknown_statements(
