@@ -261,7 +261,9 @@ class Evaluation:
         """
         external = self.external if self.is_external else None
         if external is None:  # a typo must not cost the predictions
-            _in_group(self.trained.labels, self._notes(None)[1], self.config["group"])
+            vocabulary = self.shards.manifest.vocabulary
+            groups = dict(zip(vocabulary["labels"], vocabulary["groups"], strict=True))
+            _in_group(vocabulary["labels"], groups, self.config["group"])
         overlap = self.check_overlap(self.training)
         evaluated = self._predict(self.trained, self.called, external)
         evaluated.remarks += overlap

@@ -100,8 +100,9 @@ def test_a_group_of_labels_is_reported_alone_with_the_numbers_of_the_whole(runs)
         found = pl.read_csv(page.parent / "report.csv")
         assert found.drop("group").equals(expected.drop("group"))
     evaluation.config = {**evaluation.config, "group": "rythm"}
-    with pytest.raises(UserError, match=r"group='rythm'.*form, rhythm, superclass"):
-        evaluation.write(evaluated)
+    for act in (evaluation.evaluate, lambda: evaluation.write(evaluated)):
+        with pytest.raises(UserError, match=r"group='rythm'.*form, rhythm, superclass"):
+            act()
 
 
 def test_shards_with_other_labels_are_refused_by_name(runs, tiny_shards, tmp_path):

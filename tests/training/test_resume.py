@@ -162,7 +162,8 @@ def test_complete_run_says_so_and_a_larger_budget_goes_on(
     before = run.metrics_file.read_bytes()
     capsys.readouterr()
     pretrain("budget.max_epochs=1")
-    assert "Run run is complete. Evaluate it with" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Run run is complete." in said and "raise budget.max_epochs" in said
     assert run.metrics_file.read_bytes() == before
     pretrain("budget.max_epochs=2")
     assert rows(run)[-1]["samples_seen"] == "126"
