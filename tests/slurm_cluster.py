@@ -349,7 +349,8 @@ def _write_configuration(
         "SelectType=select/cons_tres",
         "SelectTypeParameters=CR_Core",
         "SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0",
-        "KillWait=5",
+        # Half of what sites give tasks between the signal and the end.
+        "KillWait=15",
         "MessageTimeout=10",
         f"SlurmdTimeout={node_timeout_s}",
         "InactiveLimit=0",
