@@ -363,7 +363,7 @@ def test_preempted_run_on_ptbxl_ends_with_the_metric_of_the_undisturbed_one(
     job = Job(local_slurm, runs, [*arguments, "run=run", f"paths.runs={runs}"])
     job.wait_for_step(9)
     local_slurm.run(
-        "sbatch", "-p", "urgent", "-N3", "--exclusive", "-o", "/dev/null", "--wrap", ":"
+        "sbatch", "-p", "urgent", "-N3", "--exclusive", "-o", "/dev/null", "--wrap", "true"
     )
     job.wait_for_requeue(1)
     assert "is complete" in job.wait_until_over()
