@@ -289,7 +289,8 @@ class _Job:
         life = self.soak.lives[-1]
         if any(rank.is_alive() for rank in self.ranks):
             raise UserError(
-                f"Life {life.number} did not end after {life.ending} in {_PATIENCE_S:.0f} s."
+                f"Life {life.number} did not end after {life.ending} in {_PATIENCE_S:.0f} s: "
+                f"{self._said()}"
             )
         return [rank.exitcode or 0 for rank in self.ranks]
 
@@ -301,11 +302,14 @@ class _Job:
         """
         for place, rank in enumerate(self.ranks):
             if not rank.is_alive():
-                output = (self.soak.folder / "output.txt").read_text(errors="replace")
                 raise UserError(
                     f"Rank {place} of life {self.soak.lives[-1].number} ended with "
-                    f"{rank.exitcode}, and nobody had asked it to: {output[-2000:]}"
+                    f"{rank.exitcode}, and nobody had asked it to: {self._said()}"
                 )
+
+    def _said(self) -> str:
+        """Return the end of what the ranks have printed."""
+        return (self.soak.folder / "output.txt").read_text(errors="replace")[-2000:]
 
     def has_begun(self) -> bool:
         """Tell whether this life has begun a step."""

@@ -59,12 +59,18 @@ def stay_if_preempted(request: StopRequest) -> None:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Yield a request that SIGINT, SIGTERM and SIGUSR1 fill while the block runs."""
+    """Yield a request that SIGINT, SIGTERM and SIGUSR1 fill while the block runs.
+
+    Also where the process was started with them blocked, as a child inherits it: it would hear of
+    no time limit, and be killed with nothing saved.
+    """
     request = StopRequest()
     previous = {number: signal.getsignal(number) for number in SIGNALS}
     request.listen()
+    blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
         yield request
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         for number, handler in previous.items():
             signal.signal(number, handler)
