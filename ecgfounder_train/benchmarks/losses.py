@@ -20,9 +20,11 @@ from omegaconf import OmegaConf
 
 from ecgfounder_train.app import compose_config
 from ecgfounder_train.benchmarks import Outcome
+from ecgfounder_train.benchmarks._archive import prepared
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.shards import ShardSet
+from ecgfounder_train.splits import PatientSplit
 
 LOSSES: dict[str, tuple[str, ...]] = {
     "bce": ("loss=bce",),
@@ -159,56 +161,20 @@ def run(settings: Settings) -> Outcome:
 
 def _shards(folder: Path, share: float, settings: Settings) -> ShardSet:
     """Return the shards of the archive whose readers leave out that share, made if need be."""
-    from ecgfounder_train.catalog import build_catalog
-    from ecgfounder_train.core.pseudonyms import load_or_create_secret
-    from ecgfounder_train.labels import Vocabulary
-    from ecgfounder_train.records import SignalProfile
-    from ecgfounder_train.records.sources import open_source
-    from ecgfounder_train.shards import BuildOptions, build_shards
-    from ecgfounder_train.simulate import write_archive
     from ecgfounder_train.simulate.settings import DEFAULTS
-    from ecgfounder_train.splits import PatientSplit
 
-    archive, target = folder / f"archive_{share:g}", folder / f"shards_{share:g}"
-    if not archive.is_dir():
-        sites = {
-            name: {"missing_over_read": 0.0, "missing_acquisition": 0.0}
-            for name in DEFAULTS["sites"]
-        }
-        write_archive(
-            {
-                "out": str(archive),
-                "num_patients": settings.num_patients,
-                "seed": settings.seed,
-                "missed_positives": share,
-                "bad_records": dict.fromkeys(DEFAULTS["bad_records"], 0.0),
-                "sites": sites,
-                **dict.fromkeys(_ROWS_LOST, 0),
-            }
-        )
-    config = compose_config(
-        "prepare", ["source=heedb", f"source.root={archive}", f"shards={target}", "signal.fs=100"]
-    )
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    split = PatientSplit(test_fraction=0.3)
-    vocabulary = Vocabulary.from_config(plain["labels"])
-    # One secret: the same recording has the same key in each archive.
-    secret = load_or_create_secret(folder / "secret.key")
-    table = open_source(plain["source"]).read()
-    build_shards(
-        build_catalog(table, vocabulary, secret, split, source_name="heedb").frame,
-        target,
-        root=table.root,
-        profile=SignalProfile.from_config(plain["signal"]),
-        vocabulary=vocabulary,
-        split=split,
-        secret=secret,
-        source_name="heedb",
-        options=BuildOptions(),
-        private=folder / f"private_{share:g}",
-        read_ecg=table.read_ecg,
-    )
-    return ShardSet.open(target)
+    sites = {
+        name: {"missing_over_read": 0.0, "missing_acquisition": 0.0} for name in DEFAULTS["sites"]
+    }
+    archive = {
+        "num_patients": settings.num_patients,
+        "seed": settings.seed,
+        "missed_positives": share,
+        "bad_records": dict.fromkeys(DEFAULTS["bad_records"], 0.0),
+        "sites": sites,
+        **dict.fromkeys(_ROWS_LOST, 0),
+    }
+    return prepared(folder, archive, PatientSplit(test_fraction=0.3), mark=f"_{share:g}")
 
 
 def _train(

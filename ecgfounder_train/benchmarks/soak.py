@@ -14,7 +14,6 @@ import json
 import multiprocessing
 import os
 import random
-import shutil
 import signal
 import socket
 import sys
@@ -28,15 +27,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 
-from ecgfounder_train.app import compose_config
 from ecgfounder_train.benchmarks import Outcome
+from ecgfounder_train.benchmarks._archive import prepared
 from ecgfounder_train.benchmarks._soak_life import live
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import PARTIAL_MARK
 from ecgfounder_train.core.run_directory import RunDirectory
-from ecgfounder_train.shards import ShardSet
+from ecgfounder_train.shards import BuildOptions, ShardSet
+from ecgfounder_train.splits import PatientSplit
 
 _NETWORK = (
     "model=net1d_1m",
@@ -117,7 +116,7 @@ def run(settings: Settings) -> Outcome:
     """
     with tempfile.TemporaryDirectory(prefix="bench-soak-") as temporary:
         folder = Path(settings.folder or temporary)
-        shards = _prepared(folder, settings)
+        shards = _shards(folder, settings)
         run_directory = RunDirectory(folder / "runs" / "soak")
         soak = _Soak(settings, folder, shards, run_directory, random.Random(settings.seed))
         (folder / "ledger").mkdir(parents=True, exist_ok=True)
@@ -127,51 +126,16 @@ def run(settings: Settings) -> Outcome:
         return _outcome(soak, minutes)
 
 
-def _prepared(folder: Path, settings: Settings) -> ShardSet:
-    """Return the shards of a synthetic archive at 100 Hz, made if need be."""
-    from ecgfounder_train.catalog import build_catalog
-    from ecgfounder_train.core.pseudonyms import load_or_create_secret
-    from ecgfounder_train.labels import Vocabulary
-    from ecgfounder_train.records import SignalProfile
-    from ecgfounder_train.records.sources import open_source
-    from ecgfounder_train.shards import BuildOptions, build_shards
-    from ecgfounder_train.simulate import write_archive
-    from ecgfounder_train.splits import PatientSplit
-
-    target = folder / "shards"
-    if not target.is_dir():
-        archive = folder / "archive"
-        if not archive.is_dir():
-            partial = folder / "archive.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            patients = {"num_patients": settings.num_patients, "seed": settings.seed}
-            write_archive({"out": str(partial), **patients})
-            partial.rename(archive)
-        config: dict[str, Any] = OmegaConf.to_container(  # type: ignore[assignment]
-            compose_config(
-                "prepare",
-                ["source=heedb", f"source.root={archive}", f"shards={target}", "signal.fs=100"],
-            ),
-            resolve=True,
+def _shards(folder: Path, settings: Settings) -> ShardSet:
+    """Return the shards of a synthetic archive, made if need be."""
+    if (folder / "runs").is_dir():
+        raise UserError(
+            f"soak.folder={folder} holds an earlier soak, whose shards are damaged. Name an empty "
+            "folder, or delete it."
         )
-        table = open_source(config["source"]).read()
-        vocabulary = Vocabulary.from_config(config["labels"])
-        secret, split = load_or_create_secret(folder / "secret.key"), PatientSplit()
-        build_shards(
-            build_catalog(table, vocabulary, secret, split, source_name="heedb").frame,
-            target,
-            root=table.root,
-            profile=SignalProfile.from_config(config["signal"]),
-            vocabulary=vocabulary,
-            split=split,
-            secret=secret,
-            source_name="heedb",
-            # Small ones, so that a few of them can go.
-            options=BuildOptions(records_per_shard=20),
-            private=folder / "private",
-            read_ecg=table.read_ecg,
-        )
-    return ShardSet.open(target)
+    archive = {"num_patients": settings.num_patients, "seed": settings.seed}
+    # Small shards, so that a few of them can go.
+    return prepared(folder, archive, PatientSplit(), BuildOptions(records_per_shard=20))
 
 
 def _arguments(soak: _Soak) -> list[str]:

@@ -97,3 +97,5 @@ def test_short_soak_loses_nothing(tmp_path: Path) -> None:
     assert record["lives"] >= 2 and record["damaged_samples"] > 3
     assert record["quarantined_visits"] > 0
     assert "lost, doubled" in outcome.table
+    with pytest.raises(UserError, match="holds an earlier soak"):
+        run_benchmark("soak", "small", tiny)
