@@ -242,7 +242,9 @@ class ShardCache:
                     partial.unlink(missing_ok=True)
                     self._lost[shard] = str(error)
                     raise
-                partial.rename(path)
+                # Not while somebody adds up what is there: it would be seen under neither name.
+                with _locked(self.folder.parent / ".lock"):
+                    partial.rename(path)
                 self.num_fetched += 1
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
                 # Between the two locks somebody may have evicted it.

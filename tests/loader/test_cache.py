@@ -5,7 +5,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,7 +19,7 @@ from moto.server import ThreadedMotoServer
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.loader.batches import EvaluationBatches, RankShape, TrainingBatches
-from ecgfounder_train.loader.cache import CachedShardSet, ShardCache, open_shards
+from ecgfounder_train.loader.cache import CachedShardSet, ShardCache, _locked, open_shards
 from ecgfounder_train.loader.epoch_plan import BlockPlan, Position
 from ecgfounder_train.loader.order import create_plan, look_ahead, look_ahead_in_order
 from ecgfounder_train.loader.reader import SampleReader
@@ -284,7 +284,7 @@ def test_cache_stays_within_its_bound_and_keeps_what_was_used_last(
         os.close(shards.cache.open(0))  # used again and again
         os.utime(shards.cache.path(0))
         os.close(shards.cache.open(number))
-        used = sum(path.stat().st_size for path in tmp_path.glob("*/*.tar*"))
+        used = bytes_in(tmp_path)
         assert used <= shards.cache.max_bytes
     assert shards.manifest.shards[0].name in copies(tmp_path)
     assert shards.cache.num_fetched == len(shards.manifest.shards)
@@ -348,6 +348,16 @@ def test_ranks_of_a_node_fetch_each_shard_once(tiny_shards: ShardSet, tmp_path: 
     assert fetched == len(list(tmp_path.glob("*/*.tar")))
 
 
+def bytes_in(cache: Path) -> int:
+    """Size of all copies, those under way included, while nobody makes room for one."""
+    total = 0
+    with _locked(cache / ".lock"):
+        for path in cache.glob("*/*.tar*"):
+            with suppress(FileNotFoundError):  # one for which there was no room
+                total += path.stat().st_size
+    return total
+
+
 def block_batches(
     shards: ShardSet, rank: int = 0, world_size: int = 1
 ) -> tuple[BlockPlan, TrainingBatches]:
@@ -382,7 +392,7 @@ def test_small_cache_takes_block_order_and_fetches_a_shard_once_per_epoch(
             torch.from_numpy(SampleReader(many_shards).read(rows.numpy()).ecg),
         )
         seen.setdefault(batch["epoch"], []).extend(rows.tolist())
-        most = max(most, sum(path.stat().st_size for path in tmp_path.glob("*/*.tar*")))
+        most = max(most, bytes_in(tmp_path))
     assert most <= bound
     for rows_of_epoch in seen.values():
         assert sorted(rows_of_epoch) == many_shards.rows("train").tolist()
@@ -403,8 +413,7 @@ def _train_through(
     most = 0
     for batch in block_batches(shards, rank, 2)[1]:
         seen += [(batch["epoch"], row) for row in batch["rows"][batch["present"]].tolist()]
-        used = sum(path.stat().st_size for path in Path(cache).glob("*/*.tar*") if path.exists())
-        most = max(most, used)
+        most = max(most, bytes_in(Path(cache)))
     shards.cache.close()
     results.put((seen, shards.cache.num_fetched, most))
 
