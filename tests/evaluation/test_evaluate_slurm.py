@@ -67,10 +67,10 @@ def test_preempted_evaluation_comes_back_and_says_the_same(
     urgent = ("sbatch", "-p", "urgent", "-N3", "--exclusive", "-o", "/dev/null")
     local_slurm.run(*urgent, "--wrap", "sleep 1")
     job.wait(lambda: job.restarts() == 1, "requeue")
-    job.wait(lambda: (out / "report.html").is_file(), "report")
+    job.wait(lambda: (out / "val" / "report.html").is_file(), "report")
     script = tiny_set.REPOSITORY / "scripts" / "evaluate.py"
     subprocess.run([sys.executable, str(script), *words(run, alone)], check=True)
-    assert (out / "report.csv").read_bytes() == (alone / "report.csv").read_bytes()
+    assert (out / "val" / "report.csv").read_bytes() == (alone / "val" / "report.csv").read_bytes()
 
 
 def test_cancelled_evaluation_does_not_come_back(
@@ -80,8 +80,8 @@ def test_cancelled_evaluation_does_not_come_back(
     local_slurm.run("scancel", job.id)
     while local_slurm.jobs():
         time.sleep(0.1)
-    # A requeued job is held for two minutes at most, and in the queue all the while.
+    # A requeued job would be in the queue all the while, held at first.
     time.sleep(5)
     assert not local_slurm.jobs()
     assert "JobState=CANCELLED" in local_slurm.run("scontrol", "show", "job", job.id)
-    assert not (tmp_path / "out" / "report.html").exists()
+    assert not (tmp_path / "out" / "val" / "report.html").exists()
