@@ -1,10 +1,12 @@
 """Building on a real SLURM, with a worker, a node and the scheduler killed."""
 
 import json
+import os
 import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -98,60 +100,80 @@ def test_killed_scheduler_leaves_no_worker_and_the_next_run_goes_on(
     assert kept.keys() <= content(folder).keys()
 
 
-def test_batch_job_prepares_by_itself(tmp_path: Path, local_slurm: LocalSlurm) -> None:
-    root, folder = tmp_path / "archive", tmp_path / "shards"
-    python = {**local_slurm.env, "PYTHON": sys.executable}
-    simulate = [sys.executable, "scripts/simulate.py", f"out={root}", "num_patients=12"]
-    subprocess.run(simulate, cwd=REPOSITORY, check=True, capture_output=True)
-    arguments = [
-        "source=heedb",
-        f"source.root={root}",
-        f"shards={folder}",
-        "signal.fs=100",
-        "executor.num_workers=1",
-        "executor.workers_per_job=1",
-        "executor.memory_per_worker=1GB",
-        "build.records_per_shard=20",
-    ]
-    log = tmp_path / "job.log"
-    command = [
-        "sbatch",
-        "--wait",
-        "--mem=1000",
-        f"--output={log}",
-        "slurm/prepare.sbatch",
-        *arguments,
-    ]
-    done = subprocess.run(
-        command,
-        cwd=REPOSITORY,
-        env=python,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    text = log.read_text() if log.exists() else done.stderr
-    assert done.returncode == 0, text
-    assert "records found" in text
-    other = subprocess.run(
-        [
-            sys.executable,
-            "scripts/prepare.py",
-            *arguments[:2],
-            f"shards={tmp_path / 'inline'}",
-            f"secret={folder}.private/secret.key",
+class BatchJob:
+    """slurm/prepare.sbatch with one worker, on an archive of its own."""
+
+    def __init__(self, slurm: LocalSlurm, folder: Path, num_patients: int) -> None:
+        self.slurm, self.log = slurm, folder / "job.log"
+        self.folder, self.inline = folder / "shards", folder / "inline"
+        root = folder / "archive"
+        self._script("simulate", f"out={root}", f"num_patients={num_patients}")
+        self.arguments = [
+            "source=heedb",
+            f"source.root={root}",
             "signal.fs=100",
-            "executor=inline",
             "build.records_per_shard=20",
-        ],
-        cwd=REPOSITORY,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert "records found" in other.stdout
-    assert content(folder) == content(tmp_path / "inline")
+        ]
+        options = [f"--chdir={REPOSITORY}", f"--output={self.log}", "--mem=1000"]
+        printed = slurm.run(
+            "sbatch",
+            "--parsable",
+            *options,
+            f"--export=ALL,PYTHON={sys.executable}",
+            "slurm/prepare.sbatch",
+            *self.arguments,
+            f"shards={self.folder}",
+            "executor.num_workers=1",
+            "executor.workers_per_job=1",
+            "executor.memory_per_worker=1GB",
+        )
+        self.id = printed.strip()
+
+    def shown(self) -> str:
+        return self.slurm.run("scontrol", "show", "job", self.id)
+
+    def wait(self, reached: Callable[[], object], what: str) -> None:
+        deadline = time.monotonic() + 400
+        while not reached():
+            text = self.log.read_text() if self.log.exists() else ""
+            assert time.monotonic() < deadline, f"no {what}: {text}{self.slurm.logs()}"
+            assert what == "end" or self.slurm.jobs(), f"over before {what}: {text}"
+            time.sleep(0.2)
+
+    def assert_equals_an_inline_build(self) -> None:
+        self.wait(lambda: not self.slurm.jobs(), "end")
+        assert "JobState=COMPLETED" in self.shown(), self.log.read_text()
+        assert "records found" in self.log.read_text()
+        words = [f"shards={self.inline}", f"secret={self.folder}.private/secret.key"]
+        said = self._script("prepare", *self.arguments, *words, "executor=inline")
+        assert "records found" in said
+        assert content(self.folder) == content(self.inline)
+
+    def _script(self, name: str, *arguments: str) -> str:
+        command = [sys.executable, f"scripts/{name}.py", *arguments]
+        return subprocess.check_output(command, cwd=REPOSITORY, text=True)
+
+
+def test_batch_job_prepares_by_itself(tmp_path: Path, local_slurm: LocalSlurm) -> None:
+    BatchJob(local_slurm, tmp_path, num_patients=12).assert_equals_an_inline_build()
+
+
+@pytest.mark.skipif(os.environ.get("ECG_TEST_TIER") != "all", reason="ECG_TEST_TIER=all only")
+@pytest.mark.parametrize("event", ["preemption", "time limit"])
+def test_batch_job_that_is_interrupted_comes_back_and_makes_what_is_missing(
+    tmp_path: Path, local_slurm: LocalSlurm, event: str
+) -> None:
+    job = BatchJob(local_slurm, tmp_path, num_patients=100)
+    # It and its worker.
+    job.wait(lambda: len(local_slurm.jobs("running")) == 2, "worker")
+    if event == "preemption":
+        urgent = ("sbatch", "-p", "urgent", "-N3", "--exclusive", "-o", "/dev/null")
+        local_slurm.run(*urgent, "--wrap", "sleep 1")
+    else:
+        # What --signal=TERM@120 does two minutes before the limit.
+        local_slurm.run("scancel", "--signal=TERM", job.id)
+    job.wait(lambda: "Restarts=1" in job.shown(), "requeue")
+    job.assert_equals_an_inline_build()
 
 
 def test_build_whose_jobs_slurm_refuses_says_so_and_ends(
