@@ -238,7 +238,7 @@ def _samples(
         )
 
 
-_AGE = re.compile(r"^\W*age\W*(\d{1,3}(?:\.\d+)?)\b", re.IGNORECASE)
+_AGE = re.compile(r"^\W*age\W*(?<!-)(\d{1,3}(?:\.\d+)?)\b", re.IGNORECASE)
 _SEX = re.compile(r"^\W*(?:sex|gender)\W*(f|m|female|male)\b", re.IGNORECASE)
 
 

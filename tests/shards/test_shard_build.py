@@ -28,6 +28,7 @@ from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.records import EcgRecord, read_record
 from ecgfounder_train.records.sources import open_source
 from ecgfounder_train.shards import BuildOptions, ShardSet, plan_shards, sort_catalog, verify
+from ecgfounder_train.shards.writer import header_facts
 from ecgfounder_train.splits import PatientSplit
 
 DRIVER = [sys.executable, str(Path(shard_archive.__file__))]
@@ -88,6 +89,20 @@ def test_plain_webdataset_and_index_agree_with_the_records(archive: Archive) -> 
             assert handle.read(layout.ecg.num_bytes) == window.ecg.tobytes()
         num_checked += 1
     assert num_checked == len(read)
+
+
+@pytest.mark.parametrize(
+    ("comment", "age"),
+    [
+        (" Age: 63", 63.0),
+        ("Age - 63", 63.0),
+        ("age: 104", 90.0),
+        ("Age: -1", None),
+        ("age:-63", None),
+    ],
+)
+def test_a_negative_age_in_a_header_is_unknown(comment: str, age: float | None) -> None:
+    assert header_facts([comment]) == (age, None)
 
 
 def test_index_offsets_give_the_bytes_tarfile_gives(archive: Archive) -> None:
