@@ -64,11 +64,14 @@ def fetched(
 
 
 def _header(url: str, options: Options | None) -> RecordHeader:
+    return parse_header(decode_header(_header_bytes(url, options)))
+
+
+def _header_bytes(url: str, options: Options | None) -> bytes:
     try:
-        content = open_bytes(f"{url}.hea", options, limit=MAX_HEADER_BYTES + 1)
+        return open_bytes(f"{url}.hea", options, limit=MAX_HEADER_BYTES + 1)
     except (FileNotFoundError, IsADirectoryError):
         raise RejectedRecordError(RejectReason.MISSING_HEADER, "file is absent") from None
-    return parse_header(decode_header(content))
 
 
 def _signal(url: str, options: Options | None) -> bytes:
@@ -85,8 +88,12 @@ def _copy(url: str, local: Path, header: RecordHeader, options: Options | None) 
     for name in dict.fromkeys(spec.file_name for spec in header.signals if spec.file_name != "~"):
         if not header.segments:
             (local / name).write_bytes(_signal(f"{folder}/{name}", options))
-    for name, _ in header.segments:
-        if name != "~" and not (local / f"{name}.hea").exists():
+    for name, length in header.segments:
+        if name == "~" or (local / f"{name}.hea").exists():
+            continue
+        if length == 0:  # the layout of a variable-layout record: a header without files
+            (local / f"{name}.hea").write_bytes(_header_bytes(f"{folder}/{name}", options))
+        else:
             segment = _header(f"{folder}/{name}", options)
             if segment.segments:
                 raise RejectedRecordError(

@@ -272,6 +272,18 @@ def test_formats_that_need_files_are_read_from_a_url_too(tmp_path: Path) -> None
     assert caught.value.reason is RejectReason.MISSING_HEADER
 
 
+def test_a_record_of_variable_layout_is_read_from_a_url_too(tmp_path: Path) -> None:
+    (tmp_path / "whole.hea").write_text("whole/3 1 500 150\nlayout 0\npart 100\nrest 50\n")
+    (tmp_path / "layout.hea").write_text("layout 1 500 0\n~ 0 1000 16 0 0 0 0 I\n")
+    for name, num_samples in (("part", 100), ("rest", 50)):
+        header = f"{name} 1 500 {num_samples}\n{name}.dat 16 1000 16 0 0 0 0 I\n"
+        (tmp_path / f"{name}.hea").write_text(header)
+        (tmp_path / f"{name}.dat").write_bytes(np.arange(num_samples, dtype="<i2").tobytes())
+    remote = read_remote_record(f"file://{tmp_path}", "whole")
+    assert remote.signal.shape == (1, 150)
+    assert (remote.signal == read_record(tmp_path / "whole").signal).all()
+
+
 def test_fetching_keeps_the_order_and_each_error_to_its_item() -> None:
     def fetch(number: int) -> int:
         if number % 7 == 3:
