@@ -67,6 +67,16 @@ def test_the_table_wins_over_the_header_and_fills_what_it_knows(tmp_path: Path) 
     assert records["split"].to_list() == ["val", None]
 
 
+def test_a_row_of_another_folder_says_nothing_of_the_one_record_that_is_here(
+    tmp_path: Path,
+) -> None:
+    header(tmp_path / "p2" / "x.hea")  # p1/x is not downloaded yet
+    (tmp_path / "t.csv").write_text("path,who,dx\np1/x,1,one\np2/x,2,two\n")
+    records = read(tmp_path, table="t.csv", patient_column="who", statement_columns="dx")
+    assert records["statements"].to_list() == [["two"]]
+    assert records["patient_id"].to_list() == ["2"]
+
+
 def test_equal_names_in_two_folders_are_told_apart_by_the_path(tmp_path: Path) -> None:
     header(tmp_path / "a" / "x.hea")
     header(tmp_path / "b" / "x.hea")

@@ -281,10 +281,16 @@ def _match_records(table: pl.DataFrame, paths: list[str], counts: Counter[str]) 
     by_stem: dict[str, list[str]] = {}
     for path in paths:
         by_stem.setdefault(path.rsplit("/", 1)[-1], []).append(path)
+    rows = table.select("stem", "record_name")
+    folders: dict[str, set[tuple[str, ...]]] = {}
+    for stem, name in rows.iter_rows():
+        folders.setdefault(stem or "", set()).add(_folders(name or ""))
     matched: list[str | None] = []
-    for stem, name in table.select("stem", "record_name").iter_rows():
+    for stem, name in rows.iter_rows():
         candidates = by_stem.get(stem or "", [])
-        if len(candidates) > 1:  # the same name in several folders: the folder must tell
+        # The same name in several folders, here or in the table (of an archive that is here in
+        # part): the folder must tell.
+        if len(candidates) > 1 or len(folders[stem or ""]) > 1:
             candidates = [path for path in candidates if _same_end(path, name or "")]
         if not candidates:
             counts["table_rows_without_record"] += 1
@@ -295,10 +301,13 @@ def _match_records(table: pl.DataFrame, paths: list[str], counts: Counter[str]) 
 
 
 def _same_end(record_path: str, name: str) -> bool:
-    ours = record_path.split("/")[:-1]
-    theirs = name.strip().strip("./").split("/")[:-1]
+    ours, theirs = _folders(record_path), _folders(name)
     shared = min(len(ours), len(theirs))
     return shared > 0 and ours[-shared:] == theirs[-shared:]
+
+
+def _folders(name: str) -> tuple[str, ...]:
+    return tuple(name.strip().strip("./").split("/")[:-1])
 
 
 def _merge(records: pl.DataFrame, table: pl.DataFrame) -> pl.DataFrame:
