@@ -77,6 +77,18 @@ def test_a_row_of_another_folder_says_nothing_of_the_one_record_that_is_here(
     assert records["patient_id"].to_list() == ["2"]
 
 
+def test_segments_of_a_record_are_no_records_of_their_own(tmp_path: Path) -> None:
+    for name in ("a/x_1", "a/x_2", "x_1"):
+        header(tmp_path / f"{name}.hea", "#Dx: 1")
+    (tmp_path / "a" / "x.hea").write_text("x/4 12 500 10000\nx_1 5000\n~ 9\nx_2 5000\n#Dx: 1\n")
+    # What lists itself, or each other, is rejected when it is read: a record must not vanish.
+    (tmp_path / "y.hea").write_text("y/2 12 500 10000\ny 5000\nz 5000\n#Dx: 1\n")
+    (tmp_path / "z.hea").write_text("z/1 12 500 5000\ny 5000\n#Dx: 1\n")
+    table = open_source({"name": "wfdb_folder", "root": tmp_path}).read()
+    assert table.records.collect()["record_path"].to_list() == ["a/x", "x_1", "y", "z"]
+    assert (table.counts["rows"], table.counts["headers_of_segments"]) == (4, 2)
+
+
 def test_equal_names_in_two_folders_are_told_apart_by_the_path(tmp_path: Path) -> None:
     header(tmp_path / "a" / "x.hea")
     header(tmp_path / "b" / "x.hea")

@@ -1,9 +1,9 @@
 """Any folder of WFDB records, walked in sorted order, with or without a CSV table beside them.
 
-Every header (`.hea`) below the root is one record. Statements, age and sex come from the table
-where one is named, else from the header's comments as PhysioNet's challenges write them
-(`#Dx: 426783006`, `#Age: 81`, `#Sex: Female`). A record without statements in either is
-unobserved, never negative.
+Every header (`.hea`) below the root is one record, unless another header lists it as its segment.
+Statements, age and sex come from the table where one is named, else from the header's comments as
+PhysioNet's challenges write them (`#Dx: 426783006`, `#Age: 81`, `#Sex: Female`). A record without
+statements in either is unobserved, never negative.
 
 The root may be a URL: headers are then fetched several at a time, signals stay where they are.
 """
@@ -85,13 +85,20 @@ class WfdbFolderSource:
         """
         counts: Counter[str] = Counter()
         paths = self._walk(counts)
-        records = pl.DataFrame(
-            [
-                self._from_header(path, text, counts)
-                for path, text in zip(paths, self._headers(paths), strict=True)
-            ],
-            schema=_HEADER_SCHEMA,
-        )
+        rows: list[dict[str, Any]] = []
+        segments: set[str] = set()
+        masters: set[str] = set()
+        for path, text in zip(paths, self._headers(paths), strict=True):
+            rows.append(self._from_header(path, text, counts))
+            if of_record := _segments(path, text or ""):
+                masters.add(path)
+                segments |= of_record
+        records = pl.DataFrame(rows, schema=_HEADER_SCHEMA)
+        if segments := segments - masters:  # else the same signal twice, perhaps in two parts
+            paths = [path for path in paths if path not in segments]
+            records = records.filter(~pl.col("record_path").is_in(segments))
+            counts["headers_of_segments"] = counts["rows"] - len(paths)
+            counts["rows"] = len(paths)
         if self.table is not None:
             records = _merge(records, self._from_table(paths, counts))
         unknown_patient = pl.col("patient_id").is_null()
@@ -316,6 +323,16 @@ def _merge(records: pl.DataFrame, table: pl.DataFrame) -> pl.DataFrame:
     )
     both = [name for name in table.columns if name != "record_path"]
     return joined.with_columns(pl.coalesce(f"{name}_table", name).alias(name) for name in both)
+
+
+def _segments(record_path: str, text: str) -> set[str]:
+    """Return the paths of a multi-segment record's segments, which are no records themselves."""
+    lines = [line.split() for line in text.splitlines() if not line.lstrip().startswith("#")]
+    (head, *listed) = [line for line in lines if line] or [[""]]
+    if "/" not in head[0]:
+        return set()
+    folder = record_path.rpartition("/")[0]
+    return {f"{folder}/{line[0]}" if folder else line[0] for line in listed}
 
 
 def _sampling_rate(lines: list[str]) -> float | None:
