@@ -50,6 +50,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
   NORMAL ECG fires on ABNORMAL ECG (`label_containment.csv` of the reference lists 33 such pairs).
   `words` looks for whole words, of labels one inside another takes the longest, skips what a
   sentence denies and counts what it leaves open as weakened: for reports, such as MIMIC-IV-ECG's.
+  Where a report says that the rest was not analysed, only what it states is observed.
 * `closure`: `parents` sets a label's parents with it (RBBB + LAFB also sets RBBB).
 * `weakened`: what "possible" or "cannot rule out" before a statement makes of it. `positive` as
   the published labels have it (the text is present), `unobserved` (masked), or `negative`.
@@ -274,10 +275,15 @@ class Vocabulary:
         if self.match == "substring":
             opens[:] = [self._opens_with_weakener(name) for name in names]
         left_open = np.zeros((len(names), self.num_labels), np.uint8)
+        stops = np.zeros(len(names), np.bool_)
         if self.match == "words":
+            # Here, because the package of the maps imports this module.
+            from ecgfounder_train.labels.maps.wording import stops_reading
+
             for row, name in enumerate(names):
                 left_open[row, sorted(self._words_of(name)[1])] = 1
-        return Encoder(self, self._bits_of(names), pack(left_open), weakens, opens)
+                stops[row] = stops_reading(name)
+        return Encoder(self, self._bits_of(names), pack(left_open), weakens, opens, stops)
 
     def resolve(
         self,
@@ -431,6 +437,8 @@ class Encoder:
     """Labels that a statement by itself only leaves open."""
     weakens: npt.NDArray[np.bool_]
     opens_weakened: npt.NDArray[np.bool_]
+    stops: npt.NDArray[np.bool_]
+    """Statements that say that the rest was not analysed: it is unobserved, not negative."""
 
     def encode(
         self,
@@ -452,7 +460,12 @@ class Encoder:
             *(numbers, ends, self.bits, self.left_open, self.weakens, self.opens_weakened),
             *(firm, weak),
         )
-        return self.vocabulary.resolve(read, firm, weak)
+        values, observed = self.vocabulary.resolve(read, firm, weak)
+        if self.stops.any():
+            before = np.concatenate(([0], np.cumsum(self.stops[numbers])))
+            stopped = before[ends[1:]] > before[ends[:-1]]
+            observed[stopped] &= values[stopped]
+        return values, observed
 
 
 def _clean_code(statement: str) -> str:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import polars as pl
 import pytest
 
 from ecgfounder_train.core.errors import RejectedRecordError, RejectReason, UserError
-from ecgfounder_train.labels import Vocabulary
+from ecgfounder_train.labels import Vocabulary, unpack
 from ecgfounder_train.records.sources import open_source
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
@@ -140,3 +141,19 @@ def test_words_of_a_report_are_whole_and_doubt_and_denial_are_read(
     values, observed = words["unobserved"].encode([sentence])
     assert set(names[values == 1]) == positive
     assert set(names[observed == 0]) == left_open
+
+
+def test_what_a_report_did_not_analyse_is_unobserved_and_not_negative() -> None:
+    words = Vocabulary.load("ecgfounder150", match="words")
+    names = np.array(words.labels)
+    unsuitable = ["--- Recording unsuitable for analysis - please repeat ---"]
+    paced = ["Ventricular-paced rhythm", "Sinus rhythm", "No further analysis attempted"]
+    for report, known in (
+        (unsuitable, set()),
+        (paced, {"SINUS RHYTHM", "VENTRICULAR-PACED RHYTHM"}),
+    ):
+        values, observed = words.encode(report)
+        assert set(names[observed == 1]) == set(names[values == 1]) == known
+    both = pl.Series([paced, None, ["Sinus rhythm"], unsuitable], dtype=pl.List(pl.String))
+    observed = unpack(words.encode_many(both).observed, words.num_labels)
+    assert observed.sum(axis=1).tolist() == [2, 0, 150, 0]
