@@ -132,12 +132,21 @@ def make_shard(task: ShardTask, on_record: Callable[[bool], None] = lambda _: No
     except UserError as error:
         return Outcome(task, error=str(error), fatal=True)
     except Exception as error:
-        words = getattr(error, "strerror", None) or str(error)
+        words = getattr(error, "strerror", None) or _without_paths(str(error), task.planned)
         notes = "; ".join(getattr(error, "__notes__", ()))
         words = f"{type(error).__name__}: {words}" + (f" ({notes})" if notes else "")
         return Outcome(task, error=words, trace=traceback.format_exc())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Outcome(task, built, rows, peak_rss_bytes=peak)
+
+
+def _without_paths(words: str, planned: PlannedShard) -> str:
+    """Return an error's words with record keys for paths: storage clients say the whole URL."""
+    named = planned.records.select("record_path", "record_key")
+    listed = [(path, key) for path, key in named.iter_rows() if path in words]
+    for path, key in sorted(listed, key=lambda row: -len(row[0])):
+        words = words.replace(path, key)
+    return words
 
 
 class Engine(Protocol):

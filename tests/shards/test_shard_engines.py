@@ -182,6 +182,20 @@ def test_shard_that_keeps_failing_is_named_and_stops_no_other(
     assert content(folder) == content(archive.shards)
 
 
+def test_error_of_a_storage_client_names_no_path(archive: Archive, tmp_path: Path) -> None:
+    victim = victim_of(archive)
+
+    def read(record_path: str) -> EcgRecord:
+        if record_path == victim:  # as botocore and aiohttp have it
+            raise RuntimeError(f'Could not connect to the URL: "http://host/{record_path}.hea"')
+        return read_record(archive.root / record_path)
+
+    with pytest.raises(UserError, match="Could not connect to the URL") as caught:
+        shard_archive.build(archive.catalog, archive.root, tmp_path / "shards", read_ecg=read)
+    assert victim not in str(caught.value), "a path may hold a patient id"
+    assert str(archive.catalog["record_key"][10]) in str(caught.value)
+
+
 def small_disk(folder: Path, size: str) -> None:
     folder.mkdir()
     done = subprocess.run(
