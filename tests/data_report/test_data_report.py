@@ -27,7 +27,9 @@ from ecgfounder_train.data_report import (
 from ecgfounder_train.data_report.counts import COLUMNS, count_records, label_systems
 from ecgfounder_train.data_report.disclosure import CountSystem
 from ecgfounder_train.data_report.reasons import EXPLANATIONS
+from ecgfounder_train.data_report.strips import _readable
 from ecgfounder_train.labels import Vocabulary
+from ecgfounder_train.records import EcgRecord
 from ecgfounder_train.records.sources import SourceTable
 from ecgfounder_train.shards import BuildOptions, ShardSet, private_folder
 
@@ -216,6 +218,29 @@ def test_strips_lie_in_the_private_folder_only_and_can_be_switched_off(prepared)
     assert [path.name for path in shards.glob("*.html")] == [REPORT_NAME]
     report(prepared, strips=0)
     assert not strips.exists()
+
+
+def test_strips_show_nobody_withdrawn_and_follow_no_path_out_of_the_root() -> None:
+    reasons = [RejectReason.EXCLUDED, *[RejectReason.DUPLICATE_RECORD] * 4]
+    paths = ["a/withdrawn", "/etc/one", "../two", "a/gone", "a/good"]
+    rejects = pl.DataFrame(
+        {
+            "record_path": paths,
+            "record_key": [str(number) for number in range(5)],
+            "reason": [reason.value for reason in reasons],
+            "detail": [""] * 5,
+        }
+    )
+    asked = []
+
+    def read(record_path: str) -> EcgRecord:
+        asked.append(record_path)
+        if record_path == "a/gone":
+            raise RuntimeError("a storage client's own error")
+        return EcgRecord(np.ones((1, 100), np.float32), ("I",), 500.0)
+
+    assert [key for key, *_ in _readable(rejects, read, 10)] == ["4"]
+    assert asked == ["a/gone", "a/good"]
 
 
 def test_unchanged_page_is_left_alone_and_a_changed_one_made_again(prepared) -> None:  # type: ignore[no-untyped-def]
