@@ -214,6 +214,7 @@ def next_plan(
     )
     _check_allowed(changes, increment, changed_records, folder)
 
+    renamed = rows.filter("patient_key_changed").select("patient_key", "patient_key_now").unique()
     rows = rows.with_columns(
         (~pl.col("listed")).alias("gone"),
         # Folders may be renamed between releases; a record is known by its key.
@@ -234,7 +235,7 @@ def next_plan(
     )
     plan = _extended(kept, new, drawing, former.num_increments)
     if plan.shards != former.shards:
-        _check_parts(plan, folder)
+        _check_parts(plan, renamed, folder)
     return plan, changes
 
 
@@ -262,10 +263,18 @@ def _check_allowed(changes: Changes, increment: bool, policy: str, folder: Path)
         )
 
 
-def _check_parts(plan: StoredPlan, folder: Path) -> None:
+def _check_parts(plan: StoredPlan, renamed: pl.DataFrame, folder: Path) -> None:
     """Refuse a plan in which an increment puts a patient into a second part."""
+    named = plan.rows.select("patient_key", "shard", "gone")
+    # No table says who the patient of a gone record is by now, but the other records do.
+    merged = named.filter("gone").join(renamed, on="patient_key")
     parts = (
-        plan.rows.select("patient_key", "shard")
+        pl.concat(
+            [
+                named.select("patient_key", "shard"),
+                merged.select(pl.col("patient_key_now").alias("patient_key"), "shard"),
+            ]
+        )
         .filter(pl.col("patient_key").is_not_null())
         .join(_splits(plan.shards), on="shard")
         .select("patient_key", "split")

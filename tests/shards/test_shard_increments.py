@@ -176,6 +176,26 @@ def test_merged_patient_who_changes_part_is_moved_only_by_rewriting(
     assert set(index["split"][index["record_key"] == key.encode()]) == {2}
 
 
+def test_merged_patient_with_a_gone_record_is_not_put_into_a_second_part(
+    archive: Archive, tmp_path: Path
+) -> None:
+    folder = tmp_path / "shards"
+    usable = pl.col("reject_reason").is_null() & (pl.col("split") == "train")
+    gone, moved = archive.catalog.filter(usable)["record_key"].to_list()[-2:]
+    first = changed(archive.catalog, [gone, moved], patient_key="9" * 32)
+    build(archive, first, folder, shard_archive.options())
+    before = content(folder)
+    tables = changed(archive.catalog, [moved], patient_key="3" * 32, split="test")
+    tables = tables.filter(pl.col("record_key") != gone)
+    with pytest.raises(UserError, match="1 patients whose records are in shards"):
+        shard_archive.build(tables, archive.root, folder, options=more(changed_records="rewrite"))
+    assert content(folder) == before
+    # In the same part the former key does no harm.
+    tables = changed(archive.catalog, [moved], patient_key="3" * 32)
+    tables = tables.filter(pl.col("record_key") != gone)
+    build(archive, tables, folder, more(changed_records="rewrite"))
+
+
 def test_renamed_folders_of_a_next_release_change_no_byte(
     archive: Archive, shards: Path, tmp_path: Path
 ) -> None:
