@@ -57,6 +57,16 @@ def test_the_zeros_around_a_7_s_exam_are_not_signal(code15: Path) -> None:
         assert rejected.value.reason == reason
 
 
+def test_an_exam_with_a_blank_answer_is_unobserved_and_floats_are_answers(code15: Path) -> None:
+    exams = (code15 / "exams.csv").read_text().splitlines()
+    exams[1] = "11,38,1.0,0.0,1.0,0.0,0.0,0.0,1.0,7,0.0,exams_part0.hdf5"  # as pandas writes them
+    exams[2] = "12,70,False,False,,False,False,False,False,7,True,exams_part0.hdf5"
+    (code15 / "exams.csv").write_text("\n".join(exams) + "\n")
+    records = open_source({"name": "code15", "root": code15}).read().records.collect()
+    assert records["statements"].to_list()[:3] == [["RBBB", "AF"], None, []]
+    assert records["sex"].to_list()[:2] == ["M", "F"]
+
+
 def test_an_exam_without_finding_is_negative_and_one_without_file_rejected(code15: Path) -> None:
     table = open_source({"name": "code15", "root": code15}).read()
     records = table.records.collect()

@@ -39,6 +39,13 @@ def test_statements_and_people_follow_the_order_of_the_tracings(folder):
     assert table["patient_id"].n_unique() == 3
 
 
+def test_a_blank_answer_is_unobserved_and_not_negative(folder):
+    path = folder[0] / "annotations" / "gold_standard.csv"
+    path.write_text(path.read_text().replace("0,0,0,0,1,0", "0,,0,0,1,0"))
+    table = open_source({"name": "code_test", "root": folder[0]}).read().records.collect()
+    assert table["statements"].to_list() == [[], ["1dAVb", "SB"], None]
+
+
 def test_padding_is_cut_off_and_units_become_millivolts(folder):
     source = open_source({"name": "code_test", "root": folder[0]})
     seven = source.read_ecg("1")

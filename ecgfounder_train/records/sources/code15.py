@@ -44,13 +44,20 @@ class Code15Source(CodeTestSource):
         """
         path = self._table(self.annotations)
         frame, columns = scan_strings(path)
-        truth = clean(find_column(columns, ["is_male"], path)).str.to_lowercase()
-        said = pl.concat_list(
-            pl.when(
-                clean(find_column(columns, [name], path)).str.to_lowercase().is_in(["true", "1"])
-            ).then(pl.lit(name))
+        truth = clean_id(find_column(columns, ["is_male"], path)).str.to_lowercase()
+        answers = {
+            name: clean_id(find_column(columns, [name], path)).str.to_lowercase()
             for name in FINDINGS
+        }
+        said = pl.concat_list(
+            pl.when(answer.is_in(["true", "1"])).then(pl.lit(name))
+            for name, answer in answers.items()
         ).list.drop_nulls()
+        # Where an answer is neither yes nor no, nobody knows: unobserved, not negative.
+        answered = pl.all_horizontal(
+            answer.is_in(["true", "1", "false", "0"]).fill_null(False)
+            for answer in answers.values()
+        )
         file = clean(find_column(columns, ["trace_file"], path))
         exam = clean_id(find_column(columns, ["exam_id"], path))
         table = collect(
@@ -64,7 +71,7 @@ class Code15Source(CodeTestSource):
                     default=None,
                     return_dtype=pl.String,
                 ).alias("sex"),
-                said.alias("statements"),
+                pl.when(answered).then(said).otherwise(None).alias("statements"),
                 file.alias("file"),
                 pl.lit("code15").alias("site"),
                 pl.lit(FS).alias("fs"),

@@ -73,11 +73,14 @@ class CodeTestSource:
         findings = [find_column(columns, [name], path) for name in FINDINGS]
         table = collect(
             frame.select(
-                pl.concat_list(
-                    pl.when(clean_number(column) > 0).then(pl.lit(name))
-                    for name, column in zip(FINDINGS, findings, strict=True)
+                pl.when(pl.all_horizontal(clean_number(name).is_not_null() for name in findings))
+                .then(
+                    pl.concat_list(
+                        pl.when(clean_number(column) > 0).then(pl.lit(name))
+                        for name, column in zip(FINDINGS, findings, strict=True)
+                    ).list.drop_nulls()
                 )
-                .list.drop_nulls()
+                .otherwise(None)  # a blank is unobserved, not negative
                 .alias("statements")
             ),
             path,
