@@ -259,9 +259,15 @@ def _guard_fallback(folder: Path, header: RecordHeader, depth: int) -> None:
         if depth > 0 or total > _MAX_FALLBACK_VALUES // 4:
             raise header_error("segments within segments, or too many samples")
         # A segment of length 0 is the layout of a variable-layout record: a header without files.
+        units: dict[str, set[str]] = {}
         for name in {name for name, length in header.segments if name != "~" and length > 0}:
             segment = _read_header(str(folder / name))
             _guard_fallback(folder, segment, depth + 1)
+            for spec in segment.signals:
+                units.setdefault(spec.name, set()).add(spec.units.lower())
+        # wfdb joins the numbers of segments as they are, and gives the first one's units.
+        if any(len(different) > 1 for different in units.values()):
+            raise header_error("a signal's units differ from segment to segment")
         return
     frame = sum(spec.samples_per_frame for spec in header.signals)
     if (header.num_samples or 0) * frame > _MAX_FALLBACK_VALUES:

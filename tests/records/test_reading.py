@@ -148,6 +148,17 @@ def test_skewed_and_multi_segment_records_are_read_through_wfdb(write_record, tm
     assert_equals_wfdb(path)
 
 
+def test_segments_in_different_units_are_rejected(write_record, tmp_path):
+    write_record(rng.integers(-99, 99, (100, 1)), gains="1000/mV", name="one")
+    write_record(rng.integers(-99, 99, (100, 1)), gains="1/uV", name="two")
+    (tmp_path / "whole.hea").write_text("whole/2 1 500 200\none 100\ntwo 100\n")
+    with pytest.raises(RejectedRecordError) as caught:
+        read_record(tmp_path / "whole")
+    assert caught.value.reason is RejectReason.UNREADABLE_HEADER
+    write_record(rng.integers(-99, 99, (100, 1)), gains="100/mV", name="two")
+    assert_equals_wfdb(tmp_path / "whole")
+
+
 HEADER = "r 2 500 100\nr.dat 16 1000/mV 16 0 0 0 0 I\nr.dat 16 1000/mV 16 0 0 0 0 II\n"
 
 
