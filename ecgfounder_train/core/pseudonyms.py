@@ -75,14 +75,22 @@ def load_or_create_secret(path: Path | str) -> Secret:
             f"Cannot make the secret file {path}: {error.strerror}. "
             "Point private= (or secret=) to a folder that only you can read."
         ) from error
-    with os.fdopen(descriptor, "w") as handle:
-        handle.write(secrets.token_hex(_SECRET_BYTES) + "\n")
-        handle.flush()
-        os.fsync(handle.fileno())
+    try:
+        with os.fdopen(descriptor, "w") as handle:
+            handle.write(secrets.token_hex(_SECRET_BYTES) + "\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+    except BaseException:
+        path.unlink()  # an empty one would be taken for a damaged secret ever after
+        raise
     return _load(path)
 
 
 def _load(path: Path) -> Secret:
+    if not path.is_file():
+        raise UserError(
+            f"{path} is not a file. Point secret= to a file, or to where one may be made."
+        )
     if path.stat().st_mode & 0o077:
         raise UserError(
             f"{path} can be read by others; keys made with it are not private. "

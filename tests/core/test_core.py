@@ -104,6 +104,22 @@ def test_secret_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
         load_or_create_secret(path)
 
 
+def test_a_full_disk_leaves_no_empty_secret_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "secret.key"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            load_or_create_secret(path)
+    assert load_or_create_secret(path) == load_or_create_secret(path)
+    with pytest.raises(UserError, match="is not a file"):  # and not: chmod 600 of a folder
+        load_or_create_secret(tmp_path)
+
+
 def test_keys_tell_records_patients_and_secrets_apart() -> None:
     one, other = Secret(b"1" * 32), Secret(b"2" * 32)
     keys = {
