@@ -11,7 +11,7 @@ def main(config: dict[str, Any]) -> int:
     from ecgfounder_train.shards.audit import audit
 
     if config["audit"]:
-        leaks = audit(config["shards"], config["against"], float(config["min_correlation"]))
+        leaks = audit(config["shards"], config["against"], config["min_correlation"])
         if config["pairs"] is not None:
             leaks.write(config["pairs"])
         print(leaks)

@@ -134,7 +134,8 @@ def audit(
     Raises:
         UserError: A folder holds no whole shards, or the two share no lead.
     """
-    if not 0.8 <= min_correlation <= 1:
+    is_number = isinstance(min_correlation, int | float)
+    if not is_number or not 0.8 <= min_correlation <= 1:
         raise UserError(
             f"min_correlation={min_correlation} is not between 0.8 and 1: the hash finds nothing "
             "below, however it is set."

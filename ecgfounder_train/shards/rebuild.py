@@ -79,7 +79,7 @@ def _numbers(
         faulty = {file for file, _ in verify(folder, private=private).findings}
         return [number for number, name in enumerate(names) if name in faulty]
     numbers = []
-    for item in [which] if isinstance(which, str | int) else which:
+    for item in [which] if isinstance(which, str) or not isinstance(which, Sequence) else which:
         if item in names:
             numbers.append(names.index(str(item)))
         elif type(item) is int and 0 <= item < len(names):

@@ -76,8 +76,11 @@ def verify(
         private: Where the ledger is; ``<folder>.private`` by default, left out if absent.
 
     Raises:
-        UserError: There is no such folder.
+        UserError: There is no such folder, or `sample` or `seed` is no number of that kind.
     """
+    for key, value in (("sample", sample), ("seed", seed)):
+        if value is not None and (type(value) is not int or value < 0):
+            raise UserError(f"{key}={value} must be a whole number, 0 or more.")
     folder = Path(folder)
     report = VerifyReport()
     try:

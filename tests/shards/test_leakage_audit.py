@@ -206,8 +206,9 @@ def test_silence_is_counted_and_not_taken_for_a_duplicate(tmp_path):
 
 
 def test_a_threshold_the_hash_cannot_serve_is_refused(clean):
-    with pytest.raises(UserError, match=r"min_correlation=0\.5"):
-        audit(clean, min_correlation=0.5)
+    for value in (0.5, "high"):  # as the command line gives it
+        with pytest.raises(UserError, match=f"min_correlation={value}"):
+            audit(clean, min_correlation=value)  # type: ignore[arg-type]
 
 
 @pytest.mark.real_data

@@ -53,7 +53,7 @@ def test_archive_that_changed_since_gives_no_other_shard(
     assert content(shards) == before
 
 
-@pytest.mark.parametrize("which", [[99], ["nothing.tar"], "broken", [-1], [True]])
+@pytest.mark.parametrize("which", [[99], ["nothing.tar"], "broken", [-1], [True], 1.5])
 def test_unknown_shard_names_what_there_is(shards: Path, which: list[int]) -> None:
     with pytest.raises(UserError, match=r"is no shard of .* rebuild=damaged"):
         rebuild(shards, which)

@@ -26,6 +26,12 @@ def test_undisturbed_shards_verify(archive: Archive) -> None:
     assert "all as the manifest says" in str(report)
 
 
+@pytest.mark.parametrize(("key", "value"), [("sample", -1), ("sample", 1.5), ("seed", "x")])
+def test_a_number_that_is_none_names_the_key(archive: Archive, key: str, value: object) -> None:
+    with pytest.raises(UserError, match=f"{key}={value} must be a whole number"):
+        verify(archive.shards, **{key: value})  # type: ignore[arg-type]
+
+
 def cut_tar(folder: Path) -> None:
     path = folder / "train-000001.tar"
     path.write_bytes(path.read_bytes()[:-20_000])
