@@ -10,7 +10,12 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ecgfounder_train.catalog.exclusions import Exclusions, Selection, record_names
+from ecgfounder_train.catalog.exclusions import (
+    Exclusions,
+    Selection,
+    named_by_end,
+    record_names,
+)
 from ecgfounder_train.catalog.facts import (
     PARTS,
     CatalogFacts,
@@ -238,6 +243,11 @@ def _read_ids(
     both = np.concatenate([hashes for _, hashes, _ in done])
     is_excluded = pl.concat([excluded for _, _, excluded in done])
     del done
+    if by_end := {entry for entry in exclusions.records - found if "/" in entry}:
+        # As HEEDB's tables name a record: below a folder of the root (S0001/1988/04/de_...).
+        places, entries_found = named_by_end(frame["record_path"], by_end)
+        is_excluded = is_excluded.scatter(places, True)
+        found |= entries_found
     is_repeated = _repeated(both)
     if is_repeated.any():
         # The second row of a record is rejected, but has a key of its own: rows never share one.

@@ -1,6 +1,6 @@
 """Records and patients that a user knows to be bad or withdrawn: never written, always counted."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,14 @@ from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.fingerprints import fingerprint
 from ecgfounder_train.core.pseudonyms import Secret
 
+_CHUNK_RECORDS = 500_000
+
 
 @dataclass(frozen=True)
 class Exclusions:
     """Two lists. A record goes by its path, its file name or its id; a patient by any of the ids.
+
+    A path may begin at a folder below the root, as the tables of HEEDB have it.
 
     Files hold one entry a line; lines that begin with `#` are comments.
     """
@@ -104,6 +108,24 @@ def record_names(records: pl.DataFrame) -> pl.DataFrame:
         "record_path",
         pl.col("record_path").str.split("/").list.last().alias("stem"),
     )
+
+
+def named_by_end(paths: pl.Series, entries: Collection[str]) -> tuple[list[int], set[str]]:
+    """Return the rows whose path ends with the folders and name of an entry, and those entries."""
+    ends: dict[str, list[str]] = {}
+    for entry in entries:
+        ends.setdefault(entry.rpartition("/")[2], []).append(entry)
+    stems = pl.Series(list(ends)).implode()
+    rows: list[int] = []
+    found: set[str] = set()
+    for start in range(0, len(paths), _CHUNK_RECORDS):
+        part = paths.slice(start, _CHUNK_RECORDS)
+        for place in part.str.split("/").list.last().is_in(stems).arg_true().to_list():
+            path = part[place]
+            if fits := {e for e in ends[path.rpartition("/")[2]] if path.endswith(f"/{e}")}:
+                rows.append(start + place)
+                found |= fits
+    return rows, found
 
 
 def _series(entries: frozenset[str]) -> pl.Series:

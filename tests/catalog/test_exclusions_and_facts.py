@@ -75,6 +75,23 @@ def test_records_are_excluded_by_path_name_or_id_and_unknown_ones_counted(tmp_pa
     assert "nobody" not in str(catalog.warnings)
 
 
+def test_records_are_excluded_as_the_tables_of_heedb_name_them(tmp_path: Path) -> None:
+    write_archive({"out": tmp_path / "heedb", "num_patients": 12, "seed": 1})
+    source = open_source({"name": "heedb", "root": tmp_path / "heedb"}).read()
+    paths = source.records.collect()["record_path"].drop_nulls().sort()
+    chosen = [paths[0], paths[-1]]  # one of each site
+    listed = [f"./{path.split('/WFDB/')[1]}.hea" for path in chosen]
+    catalog = build(source, selection(tmp_path, records="\n".join([*listed, "04/nobody"])))
+    excluded = catalog.frame.filter(pl.col("reject_reason") == "excluded_by_list")
+    assert set(excluded["record_path"]) == set(chosen)
+    assert catalog.summary["excluded"]["records_unknown"] == 1
+
+
+def test_a_path_that_fits_as_it_stands_excludes_no_longer_one(tmp_path: Path) -> None:
+    catalog = build(table([("r1", "1"), ("a/r1", "2")]), selection(tmp_path, records="a/r1"))
+    assert kept(catalog) == ["a/a/r1"]
+
+
 def test_a_withdrawn_patient_is_left_out_under_every_merged_id(tmp_path: Path) -> None:
     source = table(ROWS, [("2", "4"), ("9", "4")])
     catalog = build(source, selection(tmp_path, patients="9\n77.0\n"))
