@@ -46,6 +46,11 @@ def test_header_comments_give_statements_age_and_sex(tmp_path: Path) -> None:
     assert records["patient_id"].to_list() == ["record:a/one", "record:b/two", "record:zero"]
 
 
+def test_statements_of_several_header_lines_add_up(tmp_path: Path) -> None:
+    header(tmp_path / "x.hea", "#Dx: 1,2", "#Age: 50", "#Dx: 3", "#Dx: Unknown", "#Dx: ,")
+    assert read(tmp_path)["statements"].to_list() == [["1", "2", "3"]]
+
+
 def test_the_table_wins_over_the_header_and_fills_what_it_knows(tmp_path: Path) -> None:
     header(tmp_path / "x.hea", "#Dx: 1", "#Age: 50")
     header(tmp_path / "y.hea", "#Dx: 1")

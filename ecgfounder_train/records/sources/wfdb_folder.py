@@ -188,7 +188,8 @@ class WfdbFolderSource:
                 row["sex"] = {"f": "F", "m": "M"}.get(value[:1].lower())
             elif value and value.lower() not in ("unknown", "nan", "none"):
                 parts = [part.strip() for part in value.split(",")]
-                row["statements"] = [part for part in parts if part] or None
+                # Several such lines add up: what only the first says is not negative.
+                row["statements"] = [*(row["statements"] or []), *filter(None, parts)] or None
         return row
 
     def _from_table(self, paths: list[str], counts: Counter[str]) -> pl.DataFrame:
