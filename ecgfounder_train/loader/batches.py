@@ -116,6 +116,7 @@ class TrainingBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         pool = _pool(self.reader, self.shape, self.read_ahead)
+        self.reader.share_files(max(self.read_ahead.num_workers, 1))
         return read_ahead_of(
             lambda tasks, worker: self._batches(tasks, self._reader(worker), pool),
             self._tasks,
@@ -197,6 +198,7 @@ class EvaluationBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         pool = _pool(self.reader, self.shape, self.read_ahead)
+        self.reader.share_files(max(self.read_ahead.num_workers, 1))
         return read_ahead_of(
             lambda tasks, worker: self._batches(
                 tasks, self.reader.clone() if worker else self.reader, pool

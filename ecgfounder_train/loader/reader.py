@@ -76,9 +76,15 @@ class SampleReader:
         self._start = layout.ecg.offset
         self._span = layout.stats.offset + layout.stats.num_bytes - self._start
 
+    def share_files(self, num_readers: int) -> None:
+        """Hold no more files than this reader's share: it and its clones are that many."""
+        self._most_open = _most_open_files(len(self.shards.manifest.shards), num_readers)
+
     def clone(self) -> "SampleReader":
         """Return another reader of the same samples, with files of its own."""
-        return type(self)(self.shards, self.checksum, self.on_bad_sample, self.files)
+        other = type(self)(self.shards, self.checksum, self.on_bad_sample, self.files)
+        other._most_open = self._most_open
+        return other
 
     def read(self, rows: IntArray) -> SampleArrays:
         """Return the samples in these index rows; a row below 0 stays zero (padding).
@@ -192,16 +198,16 @@ def _close(descriptors: dict[int, int]) -> None:
     descriptors.clear()
 
 
-def _most_open_files(wanted: int) -> int:
-    """Return how many shards one reader may hold open.
+def _most_open_files(wanted: int, num_readers: int = 1) -> int:
+    """Return how many shards each of so many readers may hold open.
 
     HEEDB makes 5,300 shards and a shell allows 1,024 files; what the system allows at most is
-    usually far more, and is ours to ask for. Three quarters of the limit are left to a second
-    reader (validation), other ranks' sockets, checkpoints and logs.
+    usually far more, and is ours to ask for. Three quarters of the limit are left to further
+    readers (validation), other ranks' sockets, checkpoints and logs.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = hard if hard != resource.RLIM_INFINITY else 1 << 20
-    if soft != resource.RLIM_INFINITY and soft < min(4 * wanted, most):
-        soft = min(4 * wanted, most)
+    if soft != resource.RLIM_INFINITY and soft < min(4 * wanted * num_readers, most):
+        soft = min(4 * wanted * num_readers, most)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return wanted if soft == resource.RLIM_INFINITY else max(soft // 4, 1)
+    return wanted if soft == resource.RLIM_INFINITY else max(soft // 4 // num_readers, 1)

@@ -11,6 +11,7 @@ import pytest
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.loader import SampleReader
+from ecgfounder_train.loader.batches import EvaluationBatches, RankShape, ReadAhead
 from ecgfounder_train.shards import ShardSet
 
 
@@ -95,6 +96,23 @@ def test_reader_raises_a_low_limit_of_open_files(
     num_shards = len(tiny_shards.manifest.shards)
     assert SampleReader(tiny_shards)._most_open >= num_shards
     assert limits[resource.RLIMIT_NOFILE] == (4 * num_shards, 4096)
+
+
+def test_readers_of_many_threads_share_a_low_limit_of_open_files(
+    tiny_shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = {resource.RLIMIT_NOFILE: (64, 64)}
+    monkeypatch.setattr(resource, "getrlimit", limits.__getitem__)
+    monkeypatch.setattr(resource, "setrlimit", limits.__setitem__)
+    reader = SampleReader(tiny_shards)
+    batches = EvaluationBatches(
+        reader, np.arange(len(tiny_shards)), RankShape(4), ReadAhead(num_workers=8)
+    )
+    assert len(list(batches)) == len(batches)
+    clones = [reader.clone() for _ in range(7)]
+    for one in (reader, *clones):
+        one.read(np.arange(len(tiny_shards)))
+    assert sum(len(one._descriptors) for one in (reader, *clones)) <= 16
 
 
 def test_dropped_reader_closes_its_files(tiny_shards: ShardSet) -> None:
