@@ -119,6 +119,8 @@ class ShardCache:
         self.num_fetched = 0
         self._lost: dict[int, str] = {}
         self._windows: dict[str, list[int]] = {}
+        # What is in them. Asked for every open file at every batch, and a window may be a whole set.
+        self._wanted: frozenset[int] = frozenset()
         self._held: dict[int, int] = {}
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -152,7 +154,7 @@ class ShardCache:
 
     def is_wanted(self, shard: int) -> bool:
         """Tell whether the shard lies in a window of `want`."""
-        return any(shard in window for window in list(self._windows.values()))
+        return shard in self._wanted
 
     def want(self, window: str, shards: Sequence[int]) -> None:
         """Fetch these shards ahead, in this order, and keep them until the window moves on.
@@ -165,8 +167,8 @@ class ShardCache:
             if self._windows.get(window) == list(shards):
                 return
             self._windows[window] = list(shards)
-            wanted = {shard for some in self._windows.values() for shard in some}
-            for shard in self._held.keys() - wanted:
+            self._wanted = frozenset(shard for some in self._windows.values() for shard in some)
+            for shard in self._held.keys() - self._wanted:
                 os.close(self._held.pop(shard))
             if self._thread is None:
                 self._thread = threading.Thread(
@@ -180,6 +182,7 @@ class ShardCache:
         with self._changed:
             self._closed = True
             self._windows.clear()
+            self._wanted = frozenset()
             for descriptor in self._held.values():
                 os.close(descriptor)
             self._held.clear()

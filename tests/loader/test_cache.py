@@ -490,6 +490,28 @@ def test_closed_cache_lets_go_of_its_files(tiny_shards: ShardSet, tmp_path: Path
     assert not shards.cache._held and isinstance(shards.cache, ShardCache)
 
 
+class _Compared(int):
+    """A number that counts how often such numbers are compared."""
+
+    count: ClassVar[int] = 0
+    __hash__ = int.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        type(self).count += 1
+        return int(self) == other
+
+
+def test_asking_for_every_open_file_is_not_quadratic_in_the_shards(
+    tiny_shards: ShardSet, tmp_path: Path
+) -> None:
+    cache = opened(tiny_shards.folder, tmp_path).cache
+    cache._thread = threading.Thread()  # nobody fetches them
+    cache.want("train", [_Compared(number) for number in range(1000)])
+    assert all(cache.is_wanted(number) for number in range(1000))
+    assert not cache.is_wanted(1000)
+    assert _Compared.count <= 5000
+
+
 def wait_for(condition: object) -> None:
     import time
 
