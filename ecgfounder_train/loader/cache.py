@@ -82,11 +82,17 @@ def open_shards(
     location = str(location).rstrip("/")
     text = _fetch_small(f"{location}/{MANIFEST_NAME}")
     folder = Path(cache_dir) / hashlib.sha256(text).hexdigest()[:16]
-    with _locked(folder / ".lock"):
-        with atomic_file(folder / MANIFEST_NAME) as handle:
-            handle.write(text)
-        manifest = read_manifest(folder)
-        _fetch_index(f"{location}/{manifest.index.name}", folder, manifest)
+    try:
+        with _locked(folder / ".lock"):
+            with atomic_file(folder / MANIFEST_NAME) as handle:
+                handle.write(text)
+            manifest = read_manifest(folder)
+            _fetch_index(f"{location}/{manifest.index.name}", folder, manifest)
+    except OSError as error:
+        raise UserError(
+            f"data.cache_dir={cache_dir} cannot be written: {error.strerror}. Set it to a folder "
+            "on a local disk that is yours."
+        ) from error
     plain = ShardSet.open(folder, check_files=False)
     cache = ShardCache(location, folder, manifest, int(cache_bytes))
     return CachedShardSet(plain.folder, plain.manifest, plain.index, cache)
@@ -119,7 +125,7 @@ class ShardCache:
         self.num_fetched = 0
         self._lost: dict[int, str] = {}
         self._windows: dict[str, list[int]] = {}
-        # What is in them. Asked for every open file at every batch, and a window may be a whole set.
+        # What is in them: asked of every open file at every batch, and they may be a whole set.
         self._wanted: frozenset[int] = frozenset()
         self._held: dict[int, int] = {}
         self._changed = threading.Condition()

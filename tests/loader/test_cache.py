@@ -321,6 +321,12 @@ def test_cache_smaller_than_a_shard_is_refused(tiny_shards: ShardSet, tmp_path: 
         opened(tiny_shards.folder, tmp_path, 10)
 
 
+def test_cache_that_cannot_be_a_folder_is_named(tiny_shards: ShardSet, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"data\.cache_dir=.*file cannot be written: "):
+        opened(tiny_shards.folder, tmp_path / "file")
+
+
 def _read_all(location: str, cache: str, seed: int, results: "multiprocessing.Queue[int]") -> None:
     shards = open_shards(location, cache)
     assert isinstance(shards, CachedShardSet)
