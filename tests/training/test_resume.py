@@ -16,7 +16,7 @@ from tiny_set import tiny_overrides
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.run_directory import RunDirectory
-from ecgfounder_train.models.checkpoint import step_name
+from ecgfounder_train.models.checkpoint import damage, save_checkpoint, step_name
 from ecgfounder_train.shards import ShardSet
 
 Pretrain = Callable[..., RunDirectory]
@@ -207,6 +207,21 @@ def test_damaged_newest_checkpoint_is_skipped_with_a_warning(pretrain: Pretrain)
     with pytest.warns(UserWarning, match=f"Skipping the damaged checkpoint {newest.name}"):
         pretrain("budget.max_epochs=3")
     assert_same_run(run, RunDirectory(run.path.with_name("whole")))
+
+
+def test_flipped_bit_of_a_checkpoint_is_damage_or_changes_nothing(tmp_path: Path) -> None:
+    path, content = tmp_path / "checkpoint", {"model": {"weight": torch.arange(4.0)}, "step": 7}
+    save_checkpoint(content, path)
+    whole, num_damaged = path.read_bytes(), 0
+    for place in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 2 * 3  # bits 0 and 3: those of encryption, compression
+        path.write_bytes(flipped)
+        if damage(path):
+            num_damaged += 1
+        else:
+            run_tools.assert_identical(torch.load(path, weights_only=True), content, str(place))
+    assert num_damaged > len(whole) / 4
 
 
 def test_run_started_from_a_checkpoint_by_path_goes_on_from_there(pretrain: Pretrain) -> None:
