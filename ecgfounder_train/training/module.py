@@ -251,6 +251,8 @@ class PretrainModule(L.LightningModule):
         self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit).detach()
         # float16 skips such a step and halves its scale; everywhere else it would stay for good.
         if self.trainer.precision == "16-mixed":
+            # Nobody asks whose fault it was; what the steps noted would pile up on the device.
+            self.suspects = Suspects()
             return
         bad = self.faults.is_bad(self.grad_norm)
         self.suspects.settle(bad)

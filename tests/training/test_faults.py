@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import run_tools
 import tiny_set
@@ -68,6 +69,22 @@ def test_bad_step_is_skipped_counted_and_its_record_named(
     assert checkpoint["faults"]["skipped_steps"] == 1
     for part in ("model", "ema"):
         assert all(value.isfinite().all() for value in checkpoint[part].values())
+
+
+def test_half_precision_keeps_no_losses_of_former_steps(
+    pretrain: Pretrain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On a CPU, where it is refused: what is looked at is only what the step keeps.
+    monkeypatch.setattr(L.Trainer, "precision", "16-mixed")
+    finish, noted = PretrainModule.finish_step, []
+
+    def counted(module: PretrainModule) -> None:
+        noted.append(len(module.suspects._noted))
+        finish(module)
+
+    monkeypatch.setattr(PretrainModule, "finish_step", counted)
+    pretrain("data.batch_size_per_rank=8")
+    assert len(noted) == 8 and set(noted) == {0}
 
 
 def test_run_with_skipped_steps_resumes_to_the_last_bit(
