@@ -20,6 +20,7 @@ from ecgfounder_train.loader.epoch_plan import Position
 from ecgfounder_train.models.checkpoint import (
     BEST,
     FORMAT_VERSION,
+    damage,
     load_checkpoint,
     newest_whole,
 )
@@ -196,15 +197,24 @@ class RunKeeper(L.Callback):
                 f"{module.samples_seen:,} of {module.total_samples:,} samples seen.",
                 flush=True,
             )
+        # Early stopping counts from it on every rank, and only rank 0 knows whether it was mended.
+        self.best = trainer.strategy.broadcast(self.best)
 
     def _mend_best(self, path: Path, samples_seen: int) -> None:
         """Make `best.ckpt` and what the checkpoint says of it agree again."""
         if self.best["value"] is not None and self.best["samples_seen"] == samples_seen:
             # The run was perhaps killed after writing this checkpoint, before pointing to it.
             self.writer.folder.link_best(path)
-        elif not (self.run.checkpoints / BEST).is_file():
-            # Another run's checkpoint: its best one is not here.
+        elif not self._is_here(self.best):
+            # Another run's checkpoint, or one from before the best: the best one is not here.
             self.best = {"value": None, "samples_seen": 0}
+
+    def _is_here(self, best: Mapping[str, Any]) -> bool:
+        path = self.run.checkpoints / BEST
+        if not path.is_file() or damage(path) is not None:
+            return False
+        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return bool(found["best"] == best)
 
     def _choose(self) -> str | None:
         if self.resume == "none":

@@ -34,6 +34,8 @@ SETTINGS = (
     "budget.max_epochs=6",
 )
 LAST_STEP = 24
+# Whatever comes later is no better than the first validation.
+NOTHING_LEARNT = ("optimizer.lr=1e-12", "budget.patience=3")
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +130,22 @@ def test_damage_that_one_rank_meets_ends_both_with_its_name(
     assert process.returncode != 0
     assert f"error on rank 1: The sample at byte {int(entry['offset']):,} of shard" in output
     assert path.name in output
+
+
+def test_ranks_that_begin_with_another_runs_checkpoint_stop_early_together(
+    tiny_shards: ShardSet, tmp_path: Path
+) -> None:
+    """Its best checkpoint is not in the new run's folder, so all of them begin to count anew."""
+    first = ("budget.max_epochs=2", "checkpoint.keep=9")
+    config = tiny_set.tiny_config(tiny_shards, tmp_path, "first", *NOTHING_LEARNT, *first)
+    assert train(config) == 0
+    start = RunDirectory(tmp_path / "first").checkpoints / "step-000000008.ckpt"
+    more = ("trainer=ddp_cpu", "budget.max_epochs=9", f"resume={start}")
+    overrides = tiny_set.tiny_overrides(tiny_shards, tmp_path, "run", *NOTHING_LEARNT, *more)
+    children = [
+        run_tools.Child(overrides, tmp_path / f"{rank}.txt", environment=environment)
+        for rank, environment in enumerate(run_tools.ranks(2))
+    ]
+    assert [child.wait() for child in children] == [0, 0], children[0].text()
+    # The validation after the third epoch is the first one here; three more bring nothing.
+    assert run_tools.last_checkpoint(RunDirectory(tmp_path / "run"))["position"]["epoch"] == 6
