@@ -72,6 +72,10 @@ class CheckpointSettings:
             )
         if self.keep < 1:
             raise UserError(f"checkpoint.keep={self.keep} must be at least 1.")
+        if self.every_samples is not None and self.every_samples < 1:
+            raise UserError(
+                f"checkpoint.every_samples={self.every_samples} must be at least 1, or null."
+            )
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "CheckpointSettings":
@@ -579,6 +583,13 @@ def require_same(checkpoint: Mapping[str, Any], facts: RunFacts, path: Path | st
     before, now = checkpoint["rng"]["seed"], facts.config["seed"]
     if before != now:
         other.append(f"seed ({before}, now {now})")
+    # Moments belong to a place in a group, and the groups follow from it.
+    before, now = (
+        config.get("optimizer", {}).get("decay_all", True)
+        for config in (checkpoint["config"], facts.config)
+    )
+    if before != now:
+        other.append(f"choice of what decays (optimizer.decay_all={before}, now {now})")
     if other:
         what = " and another ".join(other)
         where = ", the shards= it was trained on among them" if of_shards else ""

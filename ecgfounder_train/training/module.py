@@ -68,6 +68,11 @@ class OptimizerSettings:
             )
         if self.lr <= 0 or self.weight_decay < 0:
             raise UserError("optimizer.lr must be above 0 and optimizer.weight_decay not negative.")
+        if not 0 <= self.beta1 < 1 or not 0 <= self.beta2 < 1 or self.eps < 0:
+            raise UserError(
+                "optimizer.beta1 and optimizer.beta2 must be at least 0 and below 1, optimizer.eps "
+                "not negative."
+            )
         if self.lr_rule not in LR_RULES:
             raise UserError(
                 f"optimizer.lr_rule={self.lr_rule!r} is unknown."

@@ -71,6 +71,8 @@ class TrainerSettings:
                 f"trainer.accelerator={self.accelerator!r} is unknown. Valid: "
                 f"{', '.join(ACCELERATORS)}."
             )
+        if self.num_threads is not None and self.num_threads < 1:
+            raise UserError(f"trainer.num_threads={self.num_threads} must be at least 1, or null.")
         if self.peak_tflops is not None and self.peak_tflops <= 0:
             raise UserError(f"trainer.peak_tflops={self.peak_tflops} must be above 0, or null.")
         if self.link_timeout_s and self.link_timeout_s < 3:

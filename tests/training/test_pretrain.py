@@ -166,6 +166,10 @@ def test_monitoring_the_loss_keeps_the_smallest(pretrain: Pretrain) -> None:
         ("trainer.precision=64", "trainer.precision=64 is unknown"),
         ("trainer.precision=16-mixed", "needs a GPU"),
         ("trainer.devices=0", "must be at least 1"),
+        ("trainer.num_threads=-1", "trainer.num_threads=-1 must be at least 1"),
+        ("checkpoint.every_samples=0", "checkpoint.every_samples=0 must be at least 1"),
+        ("optimizer.beta2=1.0", "optimizer.beta2 must be at least 0 and below 1"),
+        ("optimizer.eps=-1e-8", "optimizer.eps"),
         ("logger.kind=mlflow", "logger.kind='mlflow' is unknown"),
         ("resume=nowhere.ckpt", "no checkpoint nowhere.ckpt"),
         ("run=a/b", "run='a/b' cannot name a folder"),
@@ -178,6 +182,16 @@ def test_mistake_is_named_before_the_first_file_is_written(
     with pytest.raises(UserError, match=message):
         pretrain("data.batch_size_per_rank=4", override)
     assert not list(tmp_path.rglob("*.yaml"))
+
+
+def test_resume_with_another_choice_of_what_decays_is_refused(
+    pretrain: Pretrain, tmp_path: Path
+) -> None:
+    run = pretrain("budget.max_epochs=1")
+    before = run.config_file.read_text()
+    with pytest.raises(UserError, match=r"optimizer\.decay_all=True, now False"):
+        pretrain("budget.max_epochs=2", "optimizer.decay_all=false")
+    assert run.config_file.read_text() == before
 
 
 def test_training_without_validation_part_is_refused(tiny_set: Any, tmp_path: Path) -> None:
