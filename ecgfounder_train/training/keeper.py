@@ -188,9 +188,12 @@ class RunKeeper(L.Callback):
         # Checkpoints of earlier versions do not have them.
         module.scores = tuple(checkpoint.get("scores", ()))
         module.fault_counts = FaultCounts(**checkpoint.get("faults", {}))
+        window, now = checkpoint["window"], trainer.accumulate_grad_batches
+        # A step counts once, of however many micro-batches it was made.
+        before = window.get("accumulate", now)
         self._window = _Window(
-            torch.tensor(checkpoint["window"]["loss"], dtype=torch.float64),
-            checkpoint["window"]["batches"],
+            torch.tensor(window["loss"], dtype=torch.float64) * now / before,
+            window["batches"] * now // before,
         )
         self._restored = checkpoint
         if trainer.is_global_zero:
@@ -526,7 +529,11 @@ class RunKeeper(L.Callback):
             "best": self.best,
             "scores": list(module.scores),
             "faults": asdict(module.fault_counts),
-            "window": {"loss": window_loss, "batches": self._window.batches},
+            "window": {
+                "loss": window_loss,
+                "batches": self._window.batches,
+                "accumulate": trainer.accumulate_grad_batches,
+            },
             "spec": self.facts.spec,
             "config": self.facts.config,
             "fingerprints": self.facts.fingerprints,

@@ -252,6 +252,20 @@ def test_run_started_from_a_checkpoint_by_path_goes_on_from_there(pretrain: Pret
     )
 
 
+def test_logged_loss_is_the_mean_over_steps_also_where_accumulation_changed(
+    pretrain: Pretrain,
+) -> None:
+    # Of a logged row's three steps the first was made of four micro-batches, the others of one.
+    settings = ("optimizer.lr=1e-12", "log_every_steps=3")
+    whole = rows(pretrain("budget.max_samples=48", *settings, run="whole"))
+    pretrain("budget.max_samples=16", "data.batch_size_per_rank=4", *settings)
+    resumed = rows(pretrain("budget.max_samples=48", *settings))
+    found, expected = (
+        [float(row["train/loss"]) for row in run if row["train/loss"]] for run in (resumed, whole)
+    )
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
 def test_average_switched_on_later_starts_from_the_trained_weights(pretrain: Pretrain) -> None:
     run = pretrain("budget.max_epochs=1")
     trained = run_tools.last_checkpoint(run)["model"]
