@@ -192,7 +192,8 @@ class RunKeeper(L.Callback):
         # A step counts once, of however many micro-batches it was made.
         before = window.get("accumulate", now)
         self._window = _Window(
-            torch.tensor(window["loss"], dtype=torch.float64) * now / before,
+            # Exactly as it was where nothing changed.
+            torch.tensor(window["loss"], dtype=torch.float64) * (now / before),
             window["batches"] * now // before,
         )
         self._restored = checkpoint
