@@ -21,6 +21,8 @@ FORMAT_VERSION = 1
 REQUIRED = ("format_version", "model", "optimizer", "position", "spec", "config", "fingerprints")
 BEST = "best.ckpt"
 _STEP_PATTERN = "step-*.ckpt"
+_OF_TORCH = {"data.pkl", "version", "byteorder"}
+"""Members by which a zip archive is known as one of torch's; a flipped bit hides one of them."""
 
 
 def step_name(global_step: int) -> str:
@@ -66,8 +68,10 @@ def damage(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
-        # torch looks at more of the directory than Python does, and would refuse the file.
-        torch._C.PyTorchFileReader(str(path))
+            is_torchs = _OF_TORCH & {name.rpartition("/")[2] for name in archive.namelist()}
+        if is_torchs:
+            # It looks at more of the directory than Python does, and would refuse the file.
+            torch._C.PyTorchFileReader(str(path))
     except Exception as error:  # a flipped bit may also claim encryption or compression
         return f"not a whole file: {_short(error)}"
     return f"member {bad} has a wrong checksum" if bad else None
