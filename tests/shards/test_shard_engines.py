@@ -142,10 +142,9 @@ def test_ctrl_c_while_workers_start_is_told_once_and_without_tracebacks(
     # Before it loads any it is Python's own start, which nobody can keep from a traceback.
     while True:
         assert process.poll() is None
-        workers = workers_of(process)
-        if len(workers) == 2 and all(map(loads_libraries, workers)):
-            if any(worker.num_threads() >= num_threads for worker in workers):
-                break
+        workers = [worker for worker in workers_of(process) if loads_libraries(worker)]
+        if len(workers) == 2 and max(worker.num_threads() for worker in workers) >= num_threads:
+            break
         time.sleep(0.001)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=120)
