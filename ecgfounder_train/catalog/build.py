@@ -14,6 +14,7 @@ from ecgfounder_train.catalog.exclusions import (
     Exclusions,
     Selection,
     named_by_end,
+    points_outside,
     record_names,
 )
 from ecgfounder_train.catalog.facts import (
@@ -479,7 +480,7 @@ def _binary(name: str, packed: NDArray[np.uint8]) -> pl.Series:
 
 def _reject_reason(is_repeated: pl.Series, is_excluded: pl.Series) -> pl.Expr:
     path = pl.col("record_path")
-    outside = path.is_null() | path.str.starts_with("/") | path.str.contains(r"(^|/)\.\.(/|$)")
+    outside = path.is_null() | points_outside(path)
     return (
         pl.when(pl.lit(is_excluded) | pl.col("is_excluded_patient"))
         .then(pl.lit(RejectReason.EXCLUDED.value))
@@ -487,7 +488,7 @@ def _reject_reason(is_repeated: pl.Series, is_excluded: pl.Series) -> pl.Expr:
         .then(pl.col("reject_reason").cast(pl.String))
         .when(pl.lit(is_repeated))
         .then(pl.lit(RejectReason.DUPLICATE_RECORD.value))
-        .when(outside)  # a table that points outside the root is not followed
+        .when(outside)
         .then(pl.lit(RejectReason.MISSING_HEADER.value))
         .when(pl.col("patient_hash").is_null())
         .then(pl.lit(RejectReason.BLANK_PATIENT_ID.value))

@@ -128,6 +128,11 @@ def named_by_end(paths: pl.Series, entries: Collection[str]) -> tuple[list[int],
     return rows, found
 
 
+def points_outside(path: pl.Expr) -> pl.Expr:
+    """Tell which paths lead out of the root: a table that has such is not followed."""
+    return path.str.starts_with("/") | path.str.contains(r"(^|/)\.\.(/|$)")
+
+
 def _series(entries: frozenset[str]) -> pl.Series:
     return pl.Series(list(entries), dtype=pl.String)
 

@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ecgfounder_train.catalog.exclusions import points_outside
 from ecgfounder_train.core.errors import RejectReason
 from ecgfounder_train.figures import HtmlPage, strip_figure
 from ecgfounder_train.labels.packing import unpack
@@ -130,18 +131,17 @@ def _readable(
 ) -> list[tuple[str, str, str, EcgRecord]]:
     """Return key, reason, detail and record of some rejects of each reason that can be drawn."""
     found: list[tuple[str, str, str, EcgRecord]] = []
-    path = pl.col("record_path")
-    # Neither who was withdrawn is shown, nor is a table that points outside the root followed.
-    outside = path.str.starts_with("/") | path.str.contains(r"(^|/)\.\.(/|$)")
-    rejects = rejects.filter((pl.col("reason") != RejectReason.EXCLUDED.value) & ~outside)
+    # Who was withdrawn is not shown.
+    is_excluded = pl.col("reason") == RejectReason.EXCLUDED.value
+    rejects = rejects.filter(~is_excluded & ~points_outside(pl.col("record_path")))
     for reason in sorted(rejects["reason"].unique().to_list()):
         drawn = 0
         some = rejects.filter(pl.col("reason") == reason).sort("record_key").head(_MAX_TRIES)
-        for place, key, _, detail in some.iter_rows():
+        for path, key, _, detail in some.iter_rows():
             if drawn == PER_REASON or len(found) == num_strips:
                 break
             try:
-                record = read(place)
+                record = read(path)
             except Exception:  # client libraries of storages raise errors of their own
                 continue
             if record.signal.size:

@@ -87,23 +87,29 @@ def test_more_shards_than_open_files_are_read(tiny_shards: ShardSet) -> None:
     assert len(reader._descriptors) == 2
 
 
-def test_reader_raises_a_low_limit_of_open_files(
-    tiny_shards: ShardSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    limits = {resource.RLIMIT_NOFILE: (20, 4096)}
+Limits = dict[int, tuple[int, int]]
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> Limits:
+    """What this process may have, soft and hard; to be filled in, and changed by what is tried."""
+    limits: Limits = {}
     monkeypatch.setattr(resource, "getrlimit", limits.__getitem__)
     monkeypatch.setattr(resource, "setrlimit", limits.__setitem__)
+    return limits
+
+
+def test_reader_raises_a_low_limit_of_open_files(tiny_shards: ShardSet, limits: Limits) -> None:
+    limits[resource.RLIMIT_NOFILE] = (20, 4096)
     num_shards = len(tiny_shards.manifest.shards)
     assert SampleReader(tiny_shards)._most_open >= num_shards
     assert limits[resource.RLIMIT_NOFILE] == (4 * num_shards, 4096)
 
 
 def test_readers_of_many_threads_share_a_low_limit_of_open_files(
-    tiny_shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+    tiny_shards: ShardSet, limits: Limits
 ) -> None:
-    limits = {resource.RLIMIT_NOFILE: (64, 64)}
-    monkeypatch.setattr(resource, "getrlimit", limits.__getitem__)
-    monkeypatch.setattr(resource, "setrlimit", limits.__setitem__)
+    limits[resource.RLIMIT_NOFILE] = (64, 64)
     reader = SampleReader(tiny_shards)
     batches = EvaluationBatches(
         reader, np.arange(len(tiny_shards)), RankShape(4), ReadAhead(num_workers=8)
