@@ -99,6 +99,17 @@ class LocalSlurm:
         text = self.run("squeue", "-h", *chosen, "-o", "%i|%j|%N")
         return [tuple(line.split("|")) for line in text.splitlines()]  # type: ignore[misc]
 
+    def wait_for(
+        self, reached: Callable[[], object], what: str, log: Path, timeout_s: float = 400
+    ) -> None:
+        """Wait for something that the jobs in the queue bring about; `log` is what they say."""
+        deadline = time.monotonic() + timeout_s
+        while not reached():
+            said = log.read_text() if log.exists() else ""
+            assert time.monotonic() < deadline, f"no {what}: {said}{self.logs()}"
+            assert self.jobs() or reached(), f"over before {what}: {said}"
+            time.sleep(0.1)
+
     def kill_node(self, node: str) -> None:
         """Take a node away as a power cut does: its slurmd and all its tasks, with SIGKILL."""
         os.kill(self._slurmds.pop(node), signal.SIGKILL)

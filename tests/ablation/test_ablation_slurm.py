@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,13 +71,8 @@ def test_member_of_an_array_is_saved_comes_back_and_equals_the_undisturbed_one(
     disturbed, whole = tmp_path / "disturbed", tmp_path / "whole"
     local_slurm.run("sbatch", *options, "slurm/ablate.sbatch", *words(disturbed))
 
-    def wait_until(reached: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + 300
-        while not reached():
-            text = log.read_text() if log.exists() else ""
-            assert time.monotonic() < deadline, f"no {what}: {text}"
-            assert local_slurm.jobs() or what == "end", f"over before {what}: {text}"
-            time.sleep(0.1)
+    def wait_until(reached: Callable[[], object], what: str) -> None:
+        local_slurm.wait_for(reached, what, log)
 
     wait_until(lambda: run_tools.latest_step(member(disturbed)) >= 40, "step")
     [(job, _, _)] = local_slurm.jobs()

@@ -51,12 +51,7 @@ class Job:
         return int(match[1])
 
     def wait(self, reached: Callable[[], object], what: str) -> None:
-        deadline = time.monotonic() + 200
-        while not reached():
-            text = self.log.read_text() if self.log.exists() else ""
-            assert time.monotonic() < deadline, f"no {what}: {text}{self.slurm.logs()}"
-            assert self.slurm.jobs(), f"over before {what}: {text}"
-            time.sleep(0.1)
+        self.slurm.wait_for(reached, what, self.log)
 
 
 def test_preempted_evaluation_comes_back_and_says_the_same(

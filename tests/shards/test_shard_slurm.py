@@ -133,12 +133,7 @@ class BatchJob:
         return self.slurm.run("scontrol", "show", "job", self.id)
 
     def wait(self, reached: Callable[[], object], what: str) -> None:
-        deadline = time.monotonic() + 400
-        while not reached():
-            text = self.log.read_text() if self.log.exists() else ""
-            assert time.monotonic() < deadline, f"no {what}: {text}{self.slurm.logs()}"
-            assert what == "end" or self.slurm.jobs(), f"over before {what}: {text}"
-            time.sleep(0.2)
+        self.slurm.wait_for(reached, what, self.log)
 
     def assert_equals_an_inline_build(self) -> None:
         self.wait(lambda: not self.slurm.jobs(), "end")
