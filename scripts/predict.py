@@ -8,7 +8,7 @@ from ecgfounder_train import app
 def main(config: dict[str, Any]) -> None:
     """Predict every recording that `input` means and write one table."""
     from ecgfounder_train.inference.command import predict_files
-    from ecgfounder_train.models.checkpoint import resolve_checkpoint
+    from ecgfounder_train.weights.checkpoint import resolve_checkpoint
 
     runs, run, which = config.pop("paths")["runs"], config.pop("run"), config.pop("checkpoint")
     path = resolve_checkpoint(str(which), runs, run)

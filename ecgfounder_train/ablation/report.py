@@ -27,7 +27,6 @@ from ecgfounder_train.ablation.statistics import (
 from ecgfounder_train.ablation.wording import conclusion
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.files import atomic_file, sweep_partial_files
-from ecgfounder_train.evaluation.trained import choose_device
 from ecgfounder_train.figures import (
     Cell,
     Column,
@@ -42,6 +41,7 @@ from ecgfounder_train.figures import (
     size_figure,
 )
 from ecgfounder_train.metrics import clusters_from_keys
+from ecgfounder_train.weights.trained_model import choose_device
 
 SPLITS = ("val", "test")
 BANDS = (

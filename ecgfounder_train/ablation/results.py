@@ -18,19 +18,19 @@ from ecgfounder_train.core.files import sha256_file
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.evaluation.pooling import pool_windows
 from ecgfounder_train.evaluation.predict import predict_split
-from ecgfounder_train.evaluation.predictions import (
+from ecgfounder_train.evaluation.training_log import read_training_log
+from ecgfounder_train.loader.patients import patient_rows
+from ecgfounder_train.metrics.predictions import (
     Predictions,
     read_predictions,
     write_predictions,
 )
-from ecgfounder_train.evaluation.trained import TrainedModel
-from ecgfounder_train.evaluation.training_log import read_training_log
-from ecgfounder_train.loader.patients import patient_rows
 from ecgfounder_train.models import MODEL_TABLE, Net1DConfig, forward_flops
-from ecgfounder_train.models.checkpoint import find_checkpoint
 from ecgfounder_train.models.families import parameter_count
 from ecgfounder_train.records import SignalProfile
 from ecgfounder_train.shards import ShardSet
+from ecgfounder_train.weights.checkpoint import find_checkpoint
+from ecgfounder_train.weights.trained_model import TrainedModel
 
 SECONDS_PER_HOUR = 3600.0
 

@@ -14,11 +14,11 @@ from ecgfounder_train.ablation.plan import STEP_FORWARDS, Ablation, merged
 from ecgfounder_train.app import compose_config
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file
-from ecgfounder_train.evaluation.trained import choose_device
 from ecgfounder_train.models import MODEL_TABLE, Net1D, Net1DConfig, forward_flops
 from ecgfounder_train.models.accounting import activation_bytes
 from ecgfounder_train.models.families import parameter_count, resolve_model
 from ecgfounder_train.shards import ShardSet
+from ecgfounder_train.weights.trained_model import choose_device
 
 _DEFAULT = (12, 150, 5000)  # leads, labels and samples of the published network
 _TIMED_STEPS = 2

@@ -190,9 +190,9 @@ def _train(
 
     from ecgfounder_train.core.run_directory import RunDirectory
     from ecgfounder_train.evaluation.predict import predict_split
-    from ecgfounder_train.evaluation.trained import TrainedModel
-    from ecgfounder_train.models.checkpoint import find_checkpoint
     from ecgfounder_train.training.pretrain import train
+    from ecgfounder_train.weights.checkpoint import find_checkpoint
+    from ecgfounder_train.weights.trained_model import TrainedModel
 
     name = f"missed{100 * share:g}_{list(LOSSES).index(loss)}_{seed}"
     arguments = [

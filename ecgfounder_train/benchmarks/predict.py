@@ -18,13 +18,13 @@ import wfdb
 from ecgfounder_train.benchmarks import Outcome
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.evaluation.predict import collate_windows, window_arrays
-from ecgfounder_train.evaluation.trained import TrainedModel
 from ecgfounder_train.inference.command import predict_files
 from ecgfounder_train.inference.find import find_records
 from ecgfounder_train.inference.pipeline import PipelineSettings, prepare, prepare_ahead
 from ecgfounder_train.metrics.kernels import num_cores
 from ecgfounder_train.models import create_model
 from ecgfounder_train.records import STANDARD_LEADS
+from ecgfounder_train.weights.trained_model import TrainedModel
 
 FS, DURATION_S = 500, 10
 

@@ -305,7 +305,7 @@ def _saved_step(run_directory: RunDirectory) -> int:
     """Return the step that the next start will go on from."""
     import torch
 
-    from ecgfounder_train.models.checkpoint import newest_whole
+    from ecgfounder_train.weights.checkpoint import newest_whole
 
     newest = newest_whole(run_directory)
     if newest is None:

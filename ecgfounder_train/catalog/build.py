@@ -89,7 +89,7 @@ class Catalog:
     """Counts for the data report (private until small cells are suppressed)."""
 
     @property
-    def in_words(self) -> str:
+    def description(self) -> str:
         """Return how many records were found, and what is odd beside what was published."""
         lines = [f"Catalog: {self.summary['found']:,} records found."]
         for quirk in self.facts.quirks if self.facts else ():

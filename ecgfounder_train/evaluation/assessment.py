@@ -9,8 +9,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ecgfounder_train.core.errors import UserError
-from ecgfounder_train.evaluation.decisions import Decisions
-from ecgfounder_train.evaluation.predictions import Predictions
 from ecgfounder_train.evaluation.tables import Summary, label_table, summarise
 from ecgfounder_train.labels.maps import label_families
 from ecgfounder_train.metrics import (
@@ -27,7 +25,9 @@ from ecgfounder_train.metrics import (
     rate_names,
     subgroup_intervals,
 )
+from ecgfounder_train.metrics.predictions import Predictions
 from ecgfounder_train.metrics.subgroups import Subgroup
+from ecgfounder_train.weights.decisions import Decisions
 
 DECISION_METRICS = ("sensitivity", "specificity", "ppv", "npv", "f1")
 MIN_CONFUSED = 5

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from ecgfounder_train.core.errors import UserError
-from ecgfounder_train.evaluation.predictions import Predictions
+from ecgfounder_train.metrics.predictions import Predictions
 
 
 def averaged(members: Sequence[Predictions]) -> Predictions:

@@ -11,7 +11,6 @@ import polars as pl
 from ecgfounder_train import __version__
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.evaluation.assessment import run_scores
-from ecgfounder_train.evaluation.predictions import Predictions
 from ecgfounder_train.evaluation.tables import MIN_POSITIVES, write_label_csv
 from ecgfounder_train.figures import (
     Cell,
@@ -29,6 +28,7 @@ from ecgfounder_train.metrics import (
     compare_runs,
     ranking_intervals,
 )
+from ecgfounder_train.metrics.predictions import Predictions
 
 _METRICS = {"auroc": "AUROC", "average_precision": "AUPRC"}
 _NUM_FOREST = 40
@@ -78,7 +78,7 @@ def write_comparison(
     )
     path = Path(path)
     page.section("Summary")
-    page.paragraph(_in_words(names, comparisons))
+    page.paragraph(_summary(names, comparisons))
     _add_means(page, names, rankings, comparisons)
     dropped = max(item.num_labels for item in runs.values()) - first.num_labels
     page.bullets(
@@ -156,7 +156,7 @@ def _aligned(runs: Mapping[str, Predictions]) -> dict[str, Predictions]:
     return aligned
 
 
-def _in_words(names: Sequence[str], comparisons: Mapping[tuple[str, str], Comparison]) -> str:
+def _summary(names: Sequence[str], comparisons: Mapping[tuple[str, str], Comparison]) -> str:
     sentences = []
     for name in names[1:]:
         found = comparisons["auroc", name]

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ecgfounder_train.core.errors import UserError
-from ecgfounder_train.evaluation.trained import TrainedModel
 from ecgfounder_train.loader import EvaluationBatches, SampleReader
 from ecgfounder_train.loader.batches import RankShape
 from ecgfounder_train.models import Net1D
 from ecgfounder_train.shards import ShardSet
+from ecgfounder_train.weights.trained_model import TrainedModel
 
 WEIGHT_DECAYS = (1e-4, 1e-2, 1.0)
 MAX_RECORDS = 20_000

@@ -15,13 +15,13 @@ from ecgfounder_train.core.errors import RejectedRecordError, UserError
 from ecgfounder_train.core.progress import track
 from ecgfounder_train.core.pseudonyms import Secret
 from ecgfounder_train.evaluation.predict import check_crops, predict_windows
-from ecgfounder_train.evaluation.predictions import Predictions
-from ecgfounder_train.evaluation.trained import TrainedModel
 from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.labels.maps import LabelMap
+from ecgfounder_train.metrics.predictions import Predictions
 from ecgfounder_train.records import EcgRecord, ProfiledRecord, read_record
 from ecgfounder_train.records.sources import Source
 from ecgfounder_train.records.sources.table import STAND_IN_PATIENT
+from ecgfounder_train.weights.trained_model import TrainedModel
 
 OLDEST_YEARS = 89.0
 _SHOWN_REASONS = 3
@@ -119,7 +119,7 @@ class ExternalPredictions:
     rejected: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def in_words(self) -> str:
+    def summary(self) -> str:
         """Return how many records were used and rejected, by reason."""
         used = self.predictions.num_records
         total = sum(self.rejected.values())

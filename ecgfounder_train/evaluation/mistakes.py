@@ -24,7 +24,7 @@ class Mistake:
     missed: bool
     rank: float
 
-    def in_words(self) -> str:
+    def summary(self) -> str:
         """Return what happened, for the strip's corner."""
         if self.missed:
             return f"Stated, not seen: {self.label}"

@@ -11,8 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from ecgfounder_train import __version__
 from ecgfounder_train.evaluation.assessment import DECISION_METRICS, Assessment, assess
-from ecgfounder_train.evaluation.decisions import Decisions
-from ecgfounder_train.evaluation.predictions import Predictions
 from ecgfounder_train.evaluation.tables import MIN_POSITIVES, summarise, write_label_csv
 from ecgfounder_train.evaluation.training_log import read_training_log
 from ecgfounder_train.figures import (
@@ -37,6 +35,8 @@ from ecgfounder_train.figures import (
     training_figure,
 )
 from ecgfounder_train.metrics import OperatingPoints, calibration_curve, operating_points
+from ecgfounder_train.metrics.predictions import Predictions
+from ecgfounder_train.weights.decisions import Decisions
 
 _NUM_CURVES = 6
 _NUM_CALIBRATIONS = 8
@@ -190,7 +190,7 @@ def _add_summary(page: HtmlPage, assessment: Assessment, remarks: Sequence[str])
             ),
         ]
     page.cards([*cards, (f"{predictions.num_records:,}", "records")])
-    page.paragraph(_in_words(assessment))
+    page.paragraph(_summary(assessment))
     _add_groups(page, table)
     page.bullets([assessment.clusters.note, *remarks, *_cautions(predictions, table)])
 
@@ -225,7 +225,7 @@ def _add_groups(page: HtmlPage, table: pl.DataFrame) -> None:
     )
 
 
-def _in_words(assessment: Assessment) -> str:
+def _summary(assessment: Assessment) -> str:
     table, summary = assessment.table, assessment.summary
     if not summary.auroc.num_labels:
         return (

@@ -22,12 +22,6 @@ from ecgfounder_train.evaluation.assessment import Assessment, assess
 from ecgfounder_train.evaluation.averaging import averaged
 from ecgfounder_train.evaluation.comparison import write_comparison
 from ecgfounder_train.evaluation.controls import untrained_probe
-from ecgfounder_train.evaluation.decisions import (
-    Decisions,
-    decisions_file,
-    read_decisions,
-    reading_of,
-)
 from ecgfounder_train.evaluation.external import (
     ExternalSet,
     open_external,
@@ -37,18 +31,24 @@ from ecgfounder_train.evaluation.external import (
 from ecgfounder_train.evaluation.mistakes import confident_mistakes
 from ecgfounder_train.evaluation.pooling import pool_windows
 from ecgfounder_train.evaluation.predict import predict_split
-from ecgfounder_train.evaluation.predictions import Predictions, write_predictions
 from ecgfounder_train.evaluation.report import Strip, write_assessment, write_strips_page
 from ecgfounder_train.evaluation.tables import label_notes
-from ecgfounder_train.evaluation.trained import TrainedModel, choose_device
 from ecgfounder_train.labels import Vocabulary, vocabulary_names
 from ecgfounder_train.labels.maps import LabelMap
 from ecgfounder_train.loader.cache import open_shards
-from ecgfounder_train.models.bundle import DESCRIPTION_FILE, WEIGHTS_FILE, weights_file
-from ecgfounder_train.models.checkpoint import find_checkpoint, resolve_checkpoint
+from ecgfounder_train.metrics.predictions import Predictions, write_predictions
 from ecgfounder_train.records.sources import open_source
 from ecgfounder_train.shards import ShardSet
 from ecgfounder_train.shards.overlap import check_overlap
+from ecgfounder_train.weights.bundle import DESCRIPTION_FILE, WEIGHTS_FILE, weights_file
+from ecgfounder_train.weights.checkpoint import find_checkpoint, resolve_checkpoint
+from ecgfounder_train.weights.decisions import (
+    Decisions,
+    decisions_file,
+    read_decisions,
+    reading_of,
+)
+from ecgfounder_train.weights.trained_model import TrainedModel, choose_device
 
 _MICROVOLT_PER_MILLIVOLT = 1000.0
 
@@ -351,7 +351,7 @@ class Evaluation:
             done = predict_external(trained, external, self.device, self.batch_size, name, crops)
             windows, label_map = done.predictions, external.label_map
             remarks += [
-                done.in_words
+                done.summary
                 + (
                     f" {external.num_unanswered:,} more have no answer to any evaluated label."
                     if external.num_unanswered
@@ -550,8 +550,8 @@ class Evaluation:
                     leads,
                     f"Record {key[:8]}",
                     f"stated: {stated or 'none of the evaluated labels'}",
-                    mistake.in_words(),
-                    caption=f"{mistake.in_words()}; {mistake.rank:.1%} of the records "
+                    mistake.summary(),
+                    caption=f"{mistake.summary()}; {mistake.rank:.1%} of the records "
                     + ("scored higher." if mistake.missed else "scored lower."),
                 )
             )

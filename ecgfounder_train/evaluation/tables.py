@@ -7,9 +7,9 @@ from pathlib import Path
 import polars as pl
 
 from ecgfounder_train.core.files import atomic_file
-from ecgfounder_train.evaluation.predictions import Predictions
 from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.metrics import Macro, macro, ranking_metrics
+from ecgfounder_train.metrics.predictions import Predictions
 
 MIN_POSITIVES = 10
 """Below this many positives an AUROC is mostly chance: its standard error exceeds 0.05."""

@@ -13,11 +13,11 @@ from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.evaluation.assessment import Assessment, assess
 from ecgfounder_train.evaluation.pooling import pool_windows
-from ecgfounder_train.evaluation.predictions import read_predictions
 from ecgfounder_train.evaluation.tables import MIN_POSITIVES, label_notes
-from ecgfounder_train.evaluation.trained import OFFICIAL_LICENCE, UNSTATED_LICENCE, TrainedModel
 from ecgfounder_train.labels import Vocabulary, vocabulary_names
 from ecgfounder_train.metrics import Estimates
+from ecgfounder_train.metrics.predictions import read_predictions
+from ecgfounder_train.weights.trained_model import OFFICIAL_LICENCE, UNSTATED_LICENCE, TrainedModel
 
 THRESHOLD = "youden"
 _CHECKSUM = "sha256 of the checkpoint"

@@ -8,7 +8,7 @@ from pathlib import Path
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.inference import EcgModel, load_model
-from ecgfounder_train.models.bundle import DESCRIPTION_FILE, WEIGHTS_FILE
+from ecgfounder_train.weights.bundle import DESCRIPTION_FILE, WEIGHTS_FILE
 
 _FILES = (WEIGHTS_FILE, DESCRIPTION_FILE)
 _ATTRIBUTES = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n"

@@ -7,10 +7,10 @@ import torch
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file
-from ecgfounder_train.evaluation.trained import TrainedModel
 from ecgfounder_train.models import Net1D
-from ecgfounder_train.models.bundle import in_precision
-from ecgfounder_train.models.official import DESCRIPTION_KEY
+from ecgfounder_train.weights.bundle import in_precision
+from ecgfounder_train.weights.official import DESCRIPTION_KEY
+from ecgfounder_train.weights.trained_model import TrainedModel
 
 # What the official scripts build, whatever is in the file.
 _FIXED = {"norm": "none", "pooling": "mean", "stem_stride": 2}

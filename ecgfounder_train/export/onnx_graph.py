@@ -31,11 +31,11 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from ecgfounder_train.core.errors import UserError, did_you_mean
-from ecgfounder_train.evaluation.trained import TrainedModel
 from ecgfounder_train.metrics import Calibration
 from ecgfounder_train.models import Net1D
 from ecgfounder_train.models.net1d import AttentionPool, Block, SameConv1d
 from ecgfounder_train.records import LoadNormalisation, SignalProfile
+from ecgfounder_train.weights.trained_model import TrainedModel
 
 OPSET = 17  # the first with LayerNormalization; runtimes of 2022 and later know it
 IR_VERSION = 8

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.evaluation.predict import predict_split
-from ecgfounder_train.evaluation.trained import TrainedModel
 from ecgfounder_train.metrics import ranking_metrics
 from ecgfounder_train.models import create_model
-from ecgfounder_train.models.bundle import in_precision
 from ecgfounder_train.shards import ShardSet
+from ecgfounder_train.weights.bundle import in_precision
+from ecgfounder_train.weights.trained_model import TrainedModel
 
 _SYNTHETIC_RECORDS = 32
 _SEED = 0
@@ -39,7 +39,7 @@ class PrecisionEffect:
     max_probability_change: float
     max_auroc_change: float | None
 
-    def in_words(self) -> str:
+    def summary(self) -> str:
         """Return one sentence."""
         auroc = (
             ""

@@ -13,21 +13,21 @@ from ecgfounder_train.core.commands import command
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.files import atomic_file, sha256_file
 from ecgfounder_train.core.run_directory import RunDirectory
-from ecgfounder_train.evaluation.trained import UNSTATED_LICENCE, TrainedModel, choose_device
 from ecgfounder_train.export import card, hub, official
 from ecgfounder_train.export.precision import (
     PrecisionEffect,
     measure_precision,
     synthetic_signals,
 )
-from ecgfounder_train.models.bundle import (
+from ecgfounder_train.shards import ShardSet
+from ecgfounder_train.weights.bundle import (
     DESCRIPTION_FILE,
     PRECISIONS,
     WEIGHTS_FILE,
     write_bundle,
 )
-from ecgfounder_train.models.checkpoint import resolve_checkpoint
-from ecgfounder_train.shards import ShardSet
+from ecgfounder_train.weights.checkpoint import resolve_checkpoint
+from ecgfounder_train.weights.trained_model import UNSTATED_LICENCE, TrainedModel, choose_device
 
 FORMATS = ("official", "safetensors", "onnx", "hub")
 OFFICIAL_FILE = "model.pth"
@@ -65,7 +65,7 @@ def export(config: Mapping[str, Any]) -> Exported:
     notes: list[str] = []
     if precision != "float32":
         effect = _measure(trained, precision, config, run, device)
-        notes.append(effect.in_words())
+        notes.append(effect.summary())
         trained.provenance = {**trained.provenance, "stored_precision": effect.to_dict()}
     trained.model.cpu()
     files, usage = _write(trained, kind, folder, precision, config, name, notes)

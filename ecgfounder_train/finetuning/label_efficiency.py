@@ -20,7 +20,7 @@ from ecgfounder_train.figures import (
     efficiency_figure,
     figure_png,
 )
-from ecgfounder_train.finetuning.outcome import in_words
+from ecgfounder_train.finetuning.outcome import summary
 from ecgfounder_train.finetuning.session import Finetuning
 
 INITS = ("pretrained", "scratch", "untrained")
@@ -66,7 +66,7 @@ def label_efficiency(config: Mapping[str, Any]) -> int:
         if code := session.train():
             return code
         result = session.report()
-        print(in_words(result), flush=True)
+        print(summary(result), flush=True)
         results.append(_row(init, member, result))
     table = pl.DataFrame(results, schema=COLUMNS)
     run = RunDirectory.of(config["paths"]["runs"], config["run"])

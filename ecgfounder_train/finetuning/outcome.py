@@ -15,13 +15,10 @@ from ecgfounder_train import __version__
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file, sha256_file
 from ecgfounder_train.core.run_directory import RunDirectory
-from ecgfounder_train.evaluation import Predictions, read_predictions, write_predictions
 from ecgfounder_train.evaluation.assessment import assess
-from ecgfounder_train.evaluation.decisions import Decisions, decisions_file, reading_of
 from ecgfounder_train.evaluation.pooling import pool_windows
 from ecgfounder_train.evaluation.predict import predict_split
 from ecgfounder_train.evaluation.report import write_assessment
-from ecgfounder_train.evaluation.trained import TrainedModel
 from ecgfounder_train.evaluation.training_log import read_training_log
 from ecgfounder_train.figures import (
     Cell,
@@ -39,7 +36,10 @@ from ecgfounder_train.metrics import (
     ranking_intervals,
     regression_intervals,
 )
-from ecgfounder_train.models.checkpoint import BEST
+from ecgfounder_train.metrics.predictions import Predictions, read_predictions, write_predictions
+from ecgfounder_train.weights.checkpoint import BEST
+from ecgfounder_train.weights.decisions import Decisions, decisions_file, reading_of
+from ecgfounder_train.weights.trained_model import TrainedModel
 
 RESULT_NAME = "result.json"
 
@@ -163,7 +163,7 @@ def _report_labels(
         run.metrics_file if run.metrics_file.is_file() else None,
         f"Fine-tuned run {run.name}, test part",
         _facts(run, trained, how),
-        remarks=[*how.words, shards.in_words()],
+        remarks=[*how.words, shards.summary()],
     )
     ranking = ranking_intervals(
         predictions.logits,
@@ -232,7 +232,7 @@ def _report_quantities(
         table.write_csv(handle)
     with atomic_file(folder / "predictions.parquet") as handle:
         _quantity_predictions(trained, predictions, guess, truth).write_parquet(handle)
-    remarks = [*how.words, shards.in_words(), clusters.note]
+    remarks = [*how.words, shards.summary(), clusters.note]
     _quantity_page(run, trained, estimates, guess, truth, remarks, how)
     return {
         "num_records": len(predictions),
@@ -378,7 +378,7 @@ def _plain(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def in_words(result: Mapping[str, Any]) -> str:
+def summary(result: Mapping[str, Any]) -> str:
     """Return one sentence with the result's main number."""
     score = result["score"]
     if score["value"] is None:

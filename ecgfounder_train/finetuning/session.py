@@ -13,10 +13,9 @@ from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.core.fingerprints import fingerprint
 from ecgfounder_train.core.ranks import is_rank_zero
 from ecgfounder_train.core.run_directory import RunDirectory
-from ecgfounder_train.evaluation.trained import choose_device
 from ecgfounder_train.finetuning.crops import check_crops
 from ecgfounder_train.finetuning.module import FinetuneModule, RegressionModule
-from ecgfounder_train.finetuning.outcome import Reporting, in_words, read_result, report
+from ecgfounder_train.finetuning.outcome import Reporting, read_result, report, summary
 from ecgfounder_train.finetuning.probe import Head, embeddings, fit_head
 from ecgfounder_train.finetuning.starting_point import StartingPoint
 from ecgfounder_train.finetuning.subsets import with_fraction
@@ -25,14 +24,6 @@ from ecgfounder_train.finetuning.task_shards import open_task
 from ecgfounder_train.loader.transforms import Augmentation
 from ecgfounder_train.losses import MaskedRegression
 from ecgfounder_train.models import Net1D
-from ecgfounder_train.models.checkpoint import (
-    BEST,
-    FORMAT_VERSION,
-    CheckpointFolder,
-    load_checkpoint,
-    newest_whole,
-)
-from ecgfounder_train.models.outputs import Output
 from ecgfounder_train.shards import ShardSet
 from ecgfounder_train.shards.overlap import check_overlap
 from ecgfounder_train.training.ema import WeightAverage
@@ -43,6 +34,15 @@ from ecgfounder_train.training.schedules import create_schedule
 from ecgfounder_train.training.settings import Budget, DataSettings, EmaSettings, RunSettings
 from ecgfounder_train.training.split_weights import create_split_loss
 from ecgfounder_train.training.trainer import TrainerSettings, hardware, versions
+from ecgfounder_train.weights.checkpoint import (
+    BEST,
+    FORMAT_VERSION,
+    CheckpointFolder,
+    load_checkpoint,
+    newest_whole,
+)
+from ecgfounder_train.weights.outputs import Output
+from ecgfounder_train.weights.trained_model import choose_device
 
 MODES = ("linear_probe", "attention_probe", "full", "preview")
 _PRIVATE_KEYS = (*KEYS_WITH_PATHS, "checkpoint", "cache", "controls")
@@ -88,7 +88,7 @@ class Finetuning:
         self.overlap = self._check_overlap()
         self.answers, self.outputs = self._standardised()
         if is_rank_zero():
-            print(f"Task {self.task.name}: {self.shards.in_words()}", flush=True)
+            print(f"Task {self.task.name}: {self.shards.summary()}", flush=True)
             for word in self._silent_labels():
                 print(f"warning: {word}", flush=True)
         model = self.start.network(
@@ -385,7 +385,7 @@ def finetune(config: Mapping[str, Any]) -> int:
         return code
     new = read_result(session.run) is None
     result = session.report()
-    print(in_words(result) + ("" if new else " (reported before)"))
+    print(summary(result) + ("" if new else " (reported before)"))
     print(f"Report: {session.run.evaluation('test') / 'report.html'}", flush=True)
     return 0
 

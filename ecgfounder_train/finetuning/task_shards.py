@@ -88,7 +88,7 @@ class TaskShards(ShardSet):
         manifest = replace(self.manifest, fingerprints=prints)
         return replace(self, manifest=manifest, parts={**self.parts, "train": rows})
 
-    def in_words(self) -> str:
+    def summary(self) -> str:
         """Return one sentence in which every row of the table is accounted for."""
         counts = dict(self.counts)
         rows, used = counts.pop("rows"), counts.pop("used")
@@ -120,7 +120,7 @@ def open_task(
     for part in ("train", "val"):
         if not len(opened.rows(part)):
             raise UserError(
-                f"The task {task.name} has no {part} records with an answer. {opened.in_words()}"
+                f"The task {task.name} has no {part} records with an answer. {opened.summary()}"
             )
     return opened
 
@@ -199,7 +199,7 @@ def _signals(folder: Path, table: TaskTable, profile: SignalProfile) -> Secret:
             options=BuildOptions(),
             private=private,
         )
-        print(f"Signals: {manifest.totals.in_words()} Kept in {folder}.", flush=True)
+        print(f"Signals: {manifest.totals.summary()} Kept in {folder}.", flush=True)
     return secret
 
 

@@ -283,6 +283,6 @@ def _qrs_part(lead: Signal, fs: float) -> Signal:
     return fast
 
 
-def in_words(remarks: Sequence[Remark]) -> str:
+def summary(remarks: Sequence[Remark]) -> str:
     """Return the sentences of the remarks as one text."""
     return "; ".join(f"{remark.code.value}: {remark.detail}" for remark in remarks)

@@ -115,7 +115,7 @@ def predict_files(config: Mapping[str, Any], checkpoint: Path, device: str) -> l
         )
     key = _key(checkpoint, settings, found)
     tally = _predict_in_parts(model, found, table, settings, key, output, strips)
-    lines = [found.in_words, tally.in_words()]
+    lines = [found.summary, tally.summary()]
     if settings.output_kind == "probabilities":
         lines.append(f"Probabilities: {table.calibration_in_words}.")
     lines.append(f"Predictions: {output} (outputs and thresholds: {description_file(output)})")

@@ -76,7 +76,7 @@ class FoundRecords:
     """The recordings that `input=` means, and how it was understood."""
 
     records: tuple[RecordReference, ...]
-    in_words: str
+    summary: str
     num_left_out: int = 0
 
     def __len__(self) -> int:

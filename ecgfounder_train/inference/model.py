@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from ecgfounder_train.core.errors import RejectedRecordError, UserError
 from ecgfounder_train.core.progress import ProgressMeter
-from ecgfounder_train.evaluation.decisions import Decisions
-from ecgfounder_train.evaluation.trained import TrainedModel, choose_device
 from ecgfounder_train.inference.find import RecordReference, find_records
 from ecgfounder_train.inference.inputs import InputOptions
 from ecgfounder_train.inference.inputs.reading import from_array
@@ -27,6 +25,8 @@ from ecgfounder_train.inference.pipeline import (
 )
 from ecgfounder_train.inference.table import OutputTable, Tally
 from ecgfounder_train.records import EcgRecord, SignalProfile
+from ecgfounder_train.weights.decisions import Decisions
+from ecgfounder_train.weights.trained_model import TrainedModel, choose_device
 
 Records = str | Path | EcgRecord | NDArray[Any]
 
@@ -88,11 +88,11 @@ class RecordPredictions:
             if result.prepared.status != OK
         ]
 
-    def in_words(self) -> str:
+    def summary(self) -> str:
         """Return how many were found, predicted, rejected by reason, and warned about."""
         tally = Tally()
         tally.add(self.to_frame())
-        return tally.in_words()
+        return tally.summary()
 
     def to_frame(self) -> pl.DataFrame:
         """Return a row per recording, as the file of scripts/predict.py has it."""

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from ecgfounder_train.core.errors import RejectedRecordError, RejectReason, UserError
 from ecgfounder_train.evaluation.predict import collate_windows, window_arrays
-from ecgfounder_train.evaluation.trained import TrainedModel
 from ecgfounder_train.inference.checks import (
     check_signal,
     check_windows,
@@ -28,6 +27,7 @@ from ecgfounder_train.inference.find import RecordReference
 from ecgfounder_train.inference.leads import resolve_leads
 from ecgfounder_train.inference.remarks import Remark
 from ecgfounder_train.records import EcgRecord, ProfiledRecord, SignalProfile
+from ecgfounder_train.weights.trained_model import TrainedModel
 
 POOLS = ("mean", "max")
 PRECISIONS = ("32", "bf16")

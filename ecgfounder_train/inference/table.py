@@ -13,10 +13,10 @@ from scipy.special import expit
 
 from ecgfounder_train import __version__
 from ecgfounder_train.core.errors import UserError, did_you_mean
-from ecgfounder_train.evaluation.decisions import RULES, Decisions
-from ecgfounder_train.evaluation.trained import TrainedModel
-from ecgfounder_train.inference.checks import in_words
+from ecgfounder_train.inference.checks import summary
 from ecgfounder_train.inference.pipeline import OK, RecordResult
+from ecgfounder_train.weights.decisions import RULES, Decisions
+from ecgfounder_train.weights.trained_model import TrainedModel
 
 KINDS = ("probabilities", "logits", "embeddings")
 YES = "yes:"
@@ -139,7 +139,7 @@ class OutputTable:
                     result.name,
                     result.prepared.status,
                     SEPARATOR.join(dict.fromkeys(r.code.value for r in result.prepared.remarks)),
-                    result.prepared.detail or in_words(result.prepared.remarks),
+                    result.prepared.detail or summary(result.prepared.remarks),
                     result.num_windows,
                     result.prepared.fs,
                     result.prepared.duration_s,
@@ -279,7 +279,7 @@ class Tally:
         """Recordings without a result."""
         return sum((self.rejected or Counter()).values())
 
-    def in_words(self) -> str:
+    def summary(self) -> str:
         """Return the sum, the reasons and the warnings."""
         found = self.predicted + self.num_rejected
         text = (

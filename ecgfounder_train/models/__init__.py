@@ -1,4 +1,4 @@
-"""Net1D, its size table, parameter and FLOP accounting, and the released weights.
+"""Net1D, its size table, parameter and FLOP accounting.
 
 Start at `net1d.create_model`.
 """
@@ -15,7 +15,6 @@ from ecgfounder_train.models.net1d import (
     create_model,
     model_names,
 )
-from ecgfounder_train.models.official import load_official
 
 __all__ = [
     "MODEL_TABLE",
@@ -25,6 +24,5 @@ __all__ = [
     "count_parameters",
     "create_model",
     "forward_flops",
-    "load_official",
     "model_names",
 ]

@@ -378,7 +378,7 @@ def _plan(
             changed_records=options.changed_records,
             folder=folder,
         )
-        if words := changes.in_words():
+        if words := changes.summary():
             added = len(plan.shards) - len(former.shards)
             print(
                 f"The tables have changed since the last build: {words}. {added} shards are added "

@@ -129,7 +129,7 @@ class Changes:
         """True if making the shards anew would give other bytes."""
         return bool(self.withdrawn or self.facts)
 
-    def in_words(self) -> str:
+    def summary(self) -> str:
         """Return what changed, in one line."""
         parts = [
             f"{self.new:,} records are new" if self.new else "",
@@ -244,20 +244,20 @@ def _check_allowed(changes: Changes, increment: bool, policy: str, folder: Path)
     start = f"{folder} was built from another catalog than the tables give today"
     if changes.any_in_shards and policy == "refuse":
         raise UserError(
-            f"{start}: {changes.in_words()}. That would alter shards that exist. "
+            f"{start}: {changes.summary()}. That would alter shards that exist. "
             "build.changed_records=keep leaves these records as they are, "
             "build.changed_records=rewrite makes the shards they are in anew (runs and predictions "
             f"of the former shards no longer match them); {elsewhere}."
         )
     if changes.facts.get("split") and policy == "keep":
         raise UserError(
-            f"{start}: {changes.in_words()}. Records whose part of the split changed (patients "
+            f"{start}: {changes.summary()}. Records whose part of the split changed (patients "
             "were merged, or folds were edited) cannot be kept: a patient would be in two parts. "
             f"Use build.changed_records=rewrite, {elsewhere}."
         )
     if (changes.new or changes.gone) and not increment:
         raise UserError(
-            f"{start}: {changes.in_words()}. build.increment=true adds what is new in shards of "
+            f"{start}: {changes.summary()}. build.increment=true adds what is new in shards of "
             "its own and keeps those that exist (gone records stay in them, and are listed); "
             f"{elsewhere}."
         )

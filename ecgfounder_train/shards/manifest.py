@@ -76,7 +76,7 @@ class Totals:
             )
         return None
 
-    def in_words(self) -> str:
+    def summary(self) -> str:
         """Return one sentence in which everything adds up."""
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.rejected.items())
         return (

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ecgfounder_train.core.run_directory import RunDirectory
-from ecgfounder_train.models.checkpoint import CheckpointFolder
+from ecgfounder_train.weights.checkpoint import CheckpointFolder
 
 
 class CheckpointWriter:

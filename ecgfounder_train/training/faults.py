@@ -127,7 +127,7 @@ class FaultCounts:
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
 
-    def in_words(self) -> str:
+    def summary(self) -> str:
         """Return a sentence, empty where nothing was left out."""
         parts = []
         if self.quarantined:

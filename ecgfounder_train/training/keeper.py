@@ -17,19 +17,19 @@ from ecgfounder_train.core.progress import ProgressMeter
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.core.settings import parse_settings
 from ecgfounder_train.loader.epoch_plan import Position
-from ecgfounder_train.models.checkpoint import (
-    BEST,
-    FORMAT_VERSION,
-    damage,
-    load_checkpoint,
-    newest_whole,
-)
 from ecgfounder_train.training.background import CheckpointWriter
 from ecgfounder_train.training.device_use import DeviceUse, git_state
 from ecgfounder_train.training.faults import FaultCounts
 from ecgfounder_train.training.metrics_log import MetricsLog
 from ecgfounder_train.training.module import PretrainModule
 from ecgfounder_train.training.signals import SIGNALS, StopRequest
+from ecgfounder_train.weights.checkpoint import (
+    BEST,
+    FORMAT_VERSION,
+    damage,
+    load_checkpoint,
+    newest_whole,
+)
 
 
 @dataclass
@@ -587,7 +587,7 @@ def require_same(checkpoint: Mapping[str, Any], facts: RunFacts, path: Path | st
     of_shards = [name for name in _OF_SHARDS if name in differing]
     if of_shards:
         differing = [name for name in differing if name != "data"]
-    other = [_MEANING[name] + _in_words(name, checkpoint, facts) for name in differing]
+    other = [_MEANING[name] + _summary(name, checkpoint, facts) for name in differing]
     before, now = checkpoint["rng"]["seed"], facts.config["seed"]
     if before != now:
         other.append(f"seed ({before}, now {now})")
@@ -608,7 +608,7 @@ def require_same(checkpoint: Mapping[str, Any], facts: RunFacts, path: Path | st
         )
 
 
-def _in_words(name: str, checkpoint: Mapping[str, Any], facts: RunFacts) -> str:
+def _summary(name: str, checkpoint: Mapping[str, Any], facts: RunFacts) -> str:
     """Return what a checkpoint says of one thing and what is said now, where that is short."""
     part = {"vocabulary": "vocabulary", "signal_profile": "signal", "model": "model"}.get(name)
     if part is None:

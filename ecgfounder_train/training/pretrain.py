@@ -27,7 +27,6 @@ from ecgfounder_train.loader.stream import StreamSource
 from ecgfounder_train.loader.transforms import Augmentation, BatchTransform
 from ecgfounder_train.models import Net1D, create_model
 from ecgfounder_train.models.accounting import forward_flops
-from ecgfounder_train.models.checkpoint import load_checkpoint, newest_whole
 from ecgfounder_train.models.families import resolve_model
 from ecgfounder_train.records import SignalProfile
 from ecgfounder_train.shards import ShardSet
@@ -50,6 +49,7 @@ from ecgfounder_train.training.settings import Budget, DataSettings, EmaSettings
 from ecgfounder_train.training.signals import StopRequest, stay_if_preempted, stop_on_signals
 from ecgfounder_train.training.split_weights import create_split_loss
 from ecgfounder_train.training.trainer import TrainerSettings, create_trainer, hardware, versions
+from ecgfounder_train.weights.checkpoint import load_checkpoint, newest_whole
 
 KEYS_WITH_PATHS = ("paths", "shards", "resume", "hydra")
 """Config keys that hold paths; they stay in the run directory's config.yaml."""
@@ -464,7 +464,7 @@ def _farewell(
             flush=True,
         )
         return stop.exit_code
-    if left_out := module.fault_counts.in_words():
+    if left_out := module.fault_counts.summary():
         print(left_out, flush=True)
     best = keeper.best
     value = "none" if best["value"] is None else f"{best['value']:.4f}"

@@ -15,8 +15,8 @@ from ecgfounder_train.ablation.report import report_ablation
 from ecgfounder_train.ablation.search import parse_parameters, search_settings
 from ecgfounder_train.ablation.sizes import measure, print_sizes
 from ecgfounder_train.core.errors import UserError
-from ecgfounder_train.evaluation.predictions import read_predictions
 from ecgfounder_train.metrics import clusters_from_keys, ranking_intervals
+from ecgfounder_train.metrics.predictions import read_predictions
 from ecgfounder_train.models import MODEL_TABLE, Net1DConfig
 from ecgfounder_train.models.accounting import activation_bytes
 from ecgfounder_train.shards import ShardSet

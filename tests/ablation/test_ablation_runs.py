@@ -22,8 +22,8 @@ from ecgfounder_train.ablation.running import list_members, plan_members, run_ab
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.loader.patients import patient_rows
-from ecgfounder_train.models.checkpoint import newest_whole
 from ecgfounder_train.shards import ShardSet
+from ecgfounder_train.weights.checkpoint import newest_whole
 
 Trained = tuple[Path, dict[str, Any]]
 NAMES = [f"tiny__{size}__seed{seed}" for seed in (0, 1) for size in ("25k", "60k")]

@@ -218,4 +218,4 @@ def test_facts_lie_beside_the_catalog_and_name_nobody(heedb: SourceTable, tmp_pa
     (tmp_path / "catalog_facts.json").write_text("{")
     with pytest.raises(UserError, match="missing or damaged"):
         read_facts(tmp_path)
-    assert "published 10,608,417" in catalog.in_words
+    assert "published 10,608,417" in catalog.description

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 
 from ecgfounder_train.core.errors import UserError
-from ecgfounder_train.evaluation import Predictions, write_report
+from ecgfounder_train.evaluation import write_report
 from ecgfounder_train.evaluation.assessment import assess
 from ecgfounder_train.evaluation.comparison import write_comparison
-from ecgfounder_train.evaluation.decisions import Decisions, decisions_file, read_decisions
 from ecgfounder_train.evaluation.mistakes import confident_mistakes
 from ecgfounder_train.evaluation.pooling import pool_windows
 from ecgfounder_train.metrics import auroc
 from ecgfounder_train.metrics.estimates import NO_VARIANCE
+from ecgfounder_train.metrics.predictions import Predictions
 from ecgfounder_train.shards.overlap import check_overlap
+from ecgfounder_train.weights.decisions import Decisions, decisions_file, read_decisions
 
 LABELS = ("CRBBB", "IRBBB", "SR")
 

@@ -12,11 +12,11 @@ from tiny_set import build, tiny_config
 
 from ecgfounder_train.app import compose_config
 from ecgfounder_train.core.errors import UserError
-from ecgfounder_train.evaluation import Predictions, read_predictions
-from ecgfounder_train.evaluation.decisions import Decisions
 from ecgfounder_train.evaluation.pooling import pool_windows
 from ecgfounder_train.evaluation.session import Evaluation, evaluate
+from ecgfounder_train.metrics.predictions import Predictions, read_predictions
 from ecgfounder_train.training.pretrain import train
+from ecgfounder_train.weights.decisions import Decisions
 
 
 @pytest.fixture(scope="module")

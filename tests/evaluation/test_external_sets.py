@@ -17,15 +17,15 @@ from tiny_set import REPOSITORY, build, tiny_config
 from ecgfounder_train.app import compose_config
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.pseudonyms import load_or_create_secret
-from ecgfounder_train.evaluation import read_predictions
 from ecgfounder_train.evaluation.external import signal_of
 from ecgfounder_train.evaluation.predict import predict_split, predict_windows
 from ecgfounder_train.evaluation.session import Evaluation
-from ecgfounder_train.evaluation.trained import TrainedModel
 from ecgfounder_train.labels import Vocabulary
+from ecgfounder_train.metrics.predictions import read_predictions
 from ecgfounder_train.records import STANDARD_LEADS, EcgRecord
 from ecgfounder_train.shards import ShardSet
 from ecgfounder_train.training.pretrain import train
+from ecgfounder_train.weights.trained_model import TrainedModel
 
 CPU = torch.device("cpu")
 

@@ -10,14 +10,14 @@ import torch
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.run_directory import RunDirectory
-from ecgfounder_train.evaluation import read_predictions, write_predictions
 from ecgfounder_train.evaluation.predict import predict_split
-from ecgfounder_train.evaluation.trained import TrainedModel, choose_device
 from ecgfounder_train.labels import Vocabulary
-from ecgfounder_train.models.checkpoint import find_checkpoint, resolve_checkpoint
+from ecgfounder_train.metrics.predictions import read_predictions, write_predictions
 from ecgfounder_train.records import normalise
 from ecgfounder_train.shards import ShardSet
 from ecgfounder_train.training.pretrain import train
+from ecgfounder_train.weights.checkpoint import find_checkpoint, resolve_checkpoint
+from ecgfounder_train.weights.trained_model import TrainedModel, choose_device
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,6 @@ import pytest
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.evaluation import (
-    Predictions,
     Strip,
     label_notes,
     label_table,
@@ -18,6 +17,7 @@ from ecgfounder_train.evaluation import (
 )
 from ecgfounder_train.evaluation.training_log import read_training_log
 from ecgfounder_train.labels import Vocabulary
+from ecgfounder_train.metrics.predictions import Predictions
 
 LABELS = ("rare", "common", "absent", "always", "unseen", "few")
 

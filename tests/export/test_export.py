@@ -16,15 +16,15 @@ from official_net1d import Net1D as OfficialNet1D
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.evaluation.assessment import assess
-from ecgfounder_train.evaluation.predictions import Predictions
-from ecgfounder_train.evaluation.trained import OFFICIAL_LICENCE, TrainedModel
 from ecgfounder_train.export.card import LICENCE_DISCREPANCY, Evaluated, write_card
 from ecgfounder_train.export.hub import from_pretrained
 from ecgfounder_train.inference import load_model
+from ecgfounder_train.metrics.predictions import Predictions
 from ecgfounder_train.models import create_model
-from ecgfounder_train.models.bundle import DESCRIPTION_FILE, WEIGHTS_FILE
-from ecgfounder_train.models.checkpoint import find_checkpoint
 from ecgfounder_train.shards import ShardSet
+from ecgfounder_train.weights.bundle import DESCRIPTION_FILE, WEIGHTS_FILE
+from ecgfounder_train.weights.checkpoint import find_checkpoint
+from ecgfounder_train.weights.trained_model import OFFICIAL_LICENCE, TrainedModel
 
 
 def as_official(trained: TrainedModel) -> OfficialNet1D:

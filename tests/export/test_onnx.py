@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.run_directory import RunDirectory
-from ecgfounder_train.evaluation.decisions import RULES, Decisions
-from ecgfounder_train.evaluation.trained import TrainedModel
 from ecgfounder_train.export.onnx_graph import build_graph, statistics_place
 from ecgfounder_train.metrics import Thresholds
 from ecgfounder_train.metrics.calibration import Calibration, CalibrationCurveFit
 from ecgfounder_train.models import create_model
-from ecgfounder_train.models.outputs import Output
 from ecgfounder_train.records import EcgRecord, SignalProfile
+from ecgfounder_train.weights.decisions import RULES, Decisions
+from ecgfounder_train.weights.outputs import Output
+from ecgfounder_train.weights.trained_model import TrainedModel
 
 PROFILES = ("paper", "author", "official", "zscore", "millivolt")
 TOLERANCE = 1e-4

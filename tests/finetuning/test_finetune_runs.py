@@ -23,15 +23,15 @@ from ecgfounder_train.app import compose_config
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import sha256_file
 from ecgfounder_train.core.run_directory import RunDirectory
-from ecgfounder_train.evaluation import read_predictions
 from ecgfounder_train.evaluation.session import evaluate
-from ecgfounder_train.evaluation.trained import TrainedModel
 from ecgfounder_train.finetuning.label_efficiency import label_efficiency
 from ecgfounder_train.finetuning.session import finetune
 from ecgfounder_train.metrics import auroc
+from ecgfounder_train.metrics.predictions import read_predictions
 from ecgfounder_train.models import create_model
-from ecgfounder_train.models.checkpoint import BEST
 from ecgfounder_train.training.module import PretrainModule
+from ecgfounder_train.weights.checkpoint import BEST
+from ecgfounder_train.weights.trained_model import TrainedModel
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "finetune.py"
 AMOUNT = (

@@ -14,8 +14,8 @@ from ecgfounder_train.finetuning.table import read_table
 from ecgfounder_train.finetuning.task import Task
 from ecgfounder_train.finetuning.task_shards import TaskShards, open_task
 from ecgfounder_train.loader import SampleReader
-from ecgfounder_train.models.checkpoint import load_checkpoint
 from ecgfounder_train.records import SignalProfile
+from ecgfounder_train.weights.checkpoint import load_checkpoint
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_rare_labels_are_left_out_by_count_and_named_in_the_totals(
     settings = {"kind": "icd", "targets": [], "codes_column": "codes", "profiles": profiles}
     shards = opened(task_of(rows, **settings, min_positives=3), profile, place)
     assert shards.manifest.labels == ("af",)
-    assert "1 labels too rare" in shards.in_words()
+    assert "1 labels too rare" in shards.summary()
 
 
 def test_smaller_shares_lie_in_the_larger_ones_and_leave_validation_and_test_whole(

@@ -9,13 +9,13 @@ import torch
 
 from ecgfounder_train.core.files import sha256_file
 from ecgfounder_train.core.run_directory import RunDirectory
-from ecgfounder_train.evaluation.decisions import Decisions, decisions_file, reading_of
 from ecgfounder_train.evaluation.predict import predict_split
-from ecgfounder_train.evaluation.trained import TrainedModel
 from ecgfounder_train.models import create_model
-from ecgfounder_train.models.checkpoint import find_checkpoint
 from ecgfounder_train.shards import ShardSet
 from ecgfounder_train.training.pretrain import train
+from ecgfounder_train.weights.checkpoint import find_checkpoint
+from ecgfounder_train.weights.decisions import Decisions, decisions_file, reading_of
+from ecgfounder_train.weights.trained_model import TrainedModel
 
 
 @pytest.fixture(scope="session")

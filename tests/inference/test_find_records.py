@@ -44,7 +44,7 @@ def test_a_folder_of_many_formats_counts_what_is_no_ecg(tmp_path: Path) -> None:
     shown = [Path(record.name).name for record in found.records]
     assert shown == ["a.scp", "IM0001", "many.npy::0", "many.npy::1", "samples.csv"]
     assert found.num_left_out == 3
-    assert "5 recordings in 4 files" in found.in_words and "3 other files" in found.in_words
+    assert "5 recordings in 4 files" in found.summary and "3 other files" in found.summary
 
 
 def test_a_csv_of_files_is_a_list_and_one_of_numbers_a_recording(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_csv_of_files_is_a_list_and_one_of_numbers_a_recording(tmp_path: Path)
     listed = tmp_path / "list.csv"
     listed.write_text("patient_id,Path,fs,units\np1,a.dcm,,\np2,b.npy,500,uV\np3,gone.scp,,\n")
     found = find_records(str(listed))
-    assert "is a list of 3 files (column 'Path')" in found.in_words
+    assert "is a list of 3 files (column 'Path')" in found.summary
     assert [(r.name, r.patient) for r in found.records] == [
         ("a.dcm", "p1"),
         ("b.npy", "p2"),
@@ -65,7 +65,7 @@ def test_a_csv_of_files_is_a_list_and_one_of_numbers_a_recording(tmp_path: Path)
         found.records[2].read()
     samples = tmp_path / "samples.csv"
     samples.write_text(",".join(LEADS) + "\n" + "0.1," * 11 + "0.1\n" * 1)
-    assert "is one recording (12 columns)" in find_records(str(samples)).in_words
+    assert "is one recording (12 columns)" in find_records(str(samples)).summary
     samples.write_text("name,diagnosis\na,normal\n")
     with pytest.raises(UserError, match="neither a list of files nor a recording"):
         find_records(str(samples))
@@ -78,11 +78,11 @@ def test_records_called_by_numbers_may_be_listed(tiny_set: Any, tmp_path: Path) 
     (tmp_path / "list.csv").write_text("record\n100\n")
     found = find_records(str(tmp_path / "list.csv"))
     assert [record.name for record in found.records] == ["100"]
-    assert "is a list of 1 files" in found.in_words
+    assert "is a list of 1 files" in found.summary
     (tmp_path / "bare.txt").write_text("100\n")  # one number: nobody can know
-    assert "one recording" in find_records(str(tmp_path / "bare.txt")).in_words
+    assert "one recording" in find_records(str(tmp_path / "bare.txt")).summary
     (tmp_path / "RECORDS.csv").write_text("100.hea\n")
-    assert "is a list" in find_records(str(tmp_path / "RECORDS.csv")).in_words
+    assert "is a list" in find_records(str(tmp_path / "RECORDS.csv")).summary
 
 
 def test_mistakes_in_a_list_name_the_line(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ import ecgfounder_train
 from ecgfounder_train.app import compose_config
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.evaluation.predict import predict_split
-from ecgfounder_train.evaluation.trained import TrainedModel
 from ecgfounder_train.inference import EcgModel, OutputTable, PipelineSettings, load_model
 from ecgfounder_train.inference.command import (
     METADATA_KEY,
@@ -28,8 +27,9 @@ from ecgfounder_train.inference.command import (
     predict_files,
     read_metadata,
 )
-from ecgfounder_train.models.outputs import Output
 from ecgfounder_train.records import EcgRecord, normalise, read_record
+from ecgfounder_train.weights.outputs import Output
+from ecgfounder_train.weights.trained_model import TrainedModel
 
 CPU = torch.device("cpu")
 

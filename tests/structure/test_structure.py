@@ -31,8 +31,9 @@ MAY_IMPORT = {
     "models": "core",
     "losses": "core",
     "metrics": "core",
-    "training": "loader models losses metrics",
-    "evaluation": "loader models metrics figures records labels",
+    "weights": "models labels records loader metrics",
+    "training": "weights loader models losses metrics",
+    "evaluation": "weights loader models metrics figures records labels",
     "inference": "evaluation",
     "app": "core",
 }

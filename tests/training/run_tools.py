@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from ecgfounder_train.core.run_directory import RunDirectory
-from ecgfounder_train.models.checkpoint import newest_whole
+from ecgfounder_train.weights.checkpoint import newest_whole
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TIMEOUT_S = 180.0

@@ -20,8 +20,8 @@ from run_tools import Child
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.run_directory import RunDirectory
-from ecgfounder_train.models.checkpoint import step_name
 from ecgfounder_train.shards import ShardSet
+from ecgfounder_train.weights.checkpoint import step_name
 
 Pretrain = Callable[..., RunDirectory]
 

@@ -20,14 +20,14 @@ from sklearn.metrics import roc_auc_score
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.pseudonyms import Secret
 from ecgfounder_train.core.run_directory import RunDirectory
-from ecgfounder_train.evaluation.trained import TrainedModel
 from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.loader import EvaluationBatches, SampleReader
 from ecgfounder_train.loader.batches import RankShape
-from ecgfounder_train.models.checkpoint import find_checkpoint
 from ecgfounder_train.shards import ShardSet
 from ecgfounder_train.training.pretrain import train
 from ecgfounder_train.training.probe import COLUMNS, ProbeSettings
+from ecgfounder_train.weights.checkpoint import find_checkpoint
+from ecgfounder_train.weights.trained_model import TrainedModel
 
 Pretrain = Callable[..., RunDirectory]
 FEW = ("budget.max_epochs=3", "budget.validate_every_samples=50", "probe.every_validations=2")

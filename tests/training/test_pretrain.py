@@ -21,12 +21,12 @@ from run_tools import Child, rows
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.run_directory import RunDirectory
-from ecgfounder_train.evaluation.trained import TrainedModel
 from ecgfounder_train.labels import Vocabulary
-from ecgfounder_train.models.checkpoint import find_checkpoint, load_checkpoint, step_name
 from ecgfounder_train.shards import BuildOptions, ShardSet
 from ecgfounder_train.splits import PatientSplit
 from ecgfounder_train.training.metrics_log import MetricsLog
+from ecgfounder_train.weights.checkpoint import find_checkpoint, load_checkpoint, step_name
+from ecgfounder_train.weights.trained_model import TrainedModel
 
 Pretrain = Callable[..., RunDirectory]
 

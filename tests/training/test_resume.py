@@ -16,8 +16,8 @@ from tiny_set import tiny_overrides
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.run_directory import RunDirectory
-from ecgfounder_train.models.checkpoint import damage, save_checkpoint, step_name
 from ecgfounder_train.shards import ShardSet
+from ecgfounder_train.weights.checkpoint import damage, save_checkpoint, step_name
 
 Pretrain = Callable[..., RunDirectory]
 TOTAL_STEPS = 48

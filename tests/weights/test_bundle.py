@@ -9,14 +9,14 @@ import torch
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.models import create_model
-from ecgfounder_train.models.bundle import (
+from ecgfounder_train.weights.bundle import (
     DESCRIPTION_FILE,
     WEIGHTS_FILE,
     describe,
     read_bundle,
     write_bundle,
 )
-from ecgfounder_train.models.outputs import Output, parse_outputs
+from ecgfounder_train.weights.outputs import Output, parse_outputs
 
 
 def description() -> dict[str, Any]:
@@ -110,7 +110,7 @@ def test_a_killed_export_leaves_no_bundle(
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ecgfounder_train.models.bundle.save", stop)
+    monkeypatch.setattr("ecgfounder_train.weights.bundle.save", stop)
     with pytest.raises(KeyboardInterrupt):
         write_bundle(tmp_path / "out", description(), state)
     assert list((tmp_path / "out").iterdir()) == []

@@ -10,19 +10,20 @@ from torch import Tensor, nn
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import sha256_file
-from ecgfounder_train.evaluation.decisions import Decisions, decisions_file, read_decisions
 from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.loader.transforms import BatchTransform
 from ecgfounder_train.models import create_model
-from ecgfounder_train.models.bundle import (
+from ecgfounder_train.records import STANDARD_LEADS, SignalProfile
+from ecgfounder_train.weights.bundle import (
     DESCRIPTION_FILE,
     check_description,
     describe,
     is_bundle,
     read_bundle,
 )
-from ecgfounder_train.models.checkpoint import check_contents
-from ecgfounder_train.models.official import (
+from ecgfounder_train.weights.checkpoint import check_contents
+from ecgfounder_train.weights.decisions import Decisions, decisions_file, read_decisions
+from ecgfounder_train.weights.official import (
     DESCRIPTION_KEY,
     FIRST,
     HEAD,
@@ -30,9 +31,8 @@ from ecgfounder_train.models.official import (
     official_state,
     read_official,
 )
-from ecgfounder_train.models.outputs import Output, parse_outputs
-from ecgfounder_train.models.state import load_strict
-from ecgfounder_train.records import STANDARD_LEADS, SignalProfile
+from ecgfounder_train.weights.outputs import Output, parse_outputs
+from ecgfounder_train.weights.state_dict import load_strict
 
 OFFICIAL_LICENCE = (
     "MIT (code and weights of ECGFounder); its preprint arXiv 2410.04133 is under CC BY 4.0"

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ecgfounder_train.core.errors import UserError
-from ecgfounder_train.models.checkpoint import damage
 from ecgfounder_train.models.net1d import MODEL_TABLE, Net1D, create_model
-from ecgfounder_train.models.state import load_strict
+from ecgfounder_train.weights.checkpoint import damage
+from ecgfounder_train.weights.state_dict import load_strict
 
 State = dict[str, Any]
 

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from ecgfounder_train.core.errors import UserError
-from ecgfounder_train.evaluation import Predictions, read_predictions, write_predictions
+from ecgfounder_train.metrics.predictions import Predictions, read_predictions, write_predictions
 
 
 def make(num_records=5, num_labels=11, **changes):
@@ -104,5 +104,5 @@ def test_missing_cut_and_foreign_files_are_refused_with_a_remedy(tmp_path):
     with pytest.raises(UserError, match="may have been cut"):
         read_predictions(tmp_path / "cut.parquet")
     pl.DataFrame({"x": [1]}).write_parquet(tmp_path / "foreign.parquet")
-    with pytest.raises(UserError, match="no prediction file of this project"):
+    with pytest.raises(UserError, match="not a prediction file of this project"):
         read_predictions(tmp_path / "foreign.parquet")

@@ -293,8 +293,8 @@ def read_predictions(path: Path | str) -> Predictions:
             raw = (file.schema_arrow.metadata or {}).get(_METADATA_KEY)
             if raw is None:
                 raise UserError(
-                    f"{path} is parquet but no prediction file of this project. Build "
-                    "ecgfounder_train.evaluation.Predictions from its columns and write that."
+                    f"{path} is parquet but not a prediction file of this project. Build "
+                    "metrics.predictions.Predictions from its columns and write that."
                 )
             metadata = json.loads(raw)
             if metadata["format_version"] != FORMAT_VERSION:

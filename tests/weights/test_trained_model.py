@@ -15,16 +15,16 @@ import yaml
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import sha256_file
 from ecgfounder_train.core.run_directory import RunDirectory
-from ecgfounder_train.evaluation.decisions import Decisions, decisions_file, reading_of
 from ecgfounder_train.evaluation.predict import predict_split
-from ecgfounder_train.evaluation.trained import OFFICIAL_LICENCE, OFFICIAL_SIGNAL, TrainedModel
 from ecgfounder_train.labels import label_names
 from ecgfounder_train.models import create_model
-from ecgfounder_train.models.bundle import DESCRIPTION_FILE, WEIGHTS_FILE, write_bundle
-from ecgfounder_train.models.checkpoint import find_checkpoint
 from ecgfounder_train.records import SignalProfile
 from ecgfounder_train.shards import ShardSet
 from ecgfounder_train.training.pretrain import train
+from ecgfounder_train.weights.bundle import DESCRIPTION_FILE, WEIGHTS_FILE, write_bundle
+from ecgfounder_train.weights.checkpoint import find_checkpoint
+from ecgfounder_train.weights.decisions import Decisions, decisions_file, reading_of
+from ecgfounder_train.weights.trained_model import OFFICIAL_LICENCE, OFFICIAL_SIGNAL, TrainedModel
 
 CPU = torch.device("cpu")
 READING = reading_of("mean", 1, "isotonic")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file, sha256_file
-from ecgfounder_train.models.outputs import Output
+from ecgfounder_train.weights.outputs import Output
 
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "ecg_model.json"

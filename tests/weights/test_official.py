@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ecgfounder_train.core.errors import UserError
-from ecgfounder_train.models import Net1D, create_model, load_official
+from ecgfounder_train.models import Net1D, create_model
+from ecgfounder_train.weights.official import load_official
 
 
 def released_form(model: Net1D) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file
-from ecgfounder_train.evaluation.predictions import Predictions
 from ecgfounder_train.metrics import Calibration, Thresholds, fit_calibration, fit_thresholds
+from ecgfounder_train.metrics.predictions import Predictions
 
 FORMAT_VERSION = 1
 RULES: dict[str, tuple[str, float | None]] = {
