@@ -30,18 +30,18 @@ from ecgfounder_train.app import compose_config, manual_page
 from ecgfounder_train.catalog import build_catalog
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.evaluation.predict import predict_split
-from ecgfounder_train.evaluation.trained import TrainedModel
 from ecgfounder_train.finetuning.task import Task
 from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.labels.maps import LabelMap
 from ecgfounder_train.loader.epoch_plan import BlockPlan, EpochPlan
 from ecgfounder_train.loader.patients import patient_rows
 from ecgfounder_train.models import create_model, model_names
-from ecgfounder_train.models.checkpoint import newest_whole
 from ecgfounder_train.records import SignalProfile
 from ecgfounder_train.records.sources import RECORD_COLUMNS, SourceTable
 from ecgfounder_train.splits import PatientSplit
 from ecgfounder_train.training.pretrain import train
+from ecgfounder_train.weights.checkpoint import newest_whole
+from ecgfounder_train.weights.trained_model import TrainedModel
 
 GOLDENS = Path(__file__).parent / "goldens"
 CONFIGS = tiny.REPOSITORY / "configs"
