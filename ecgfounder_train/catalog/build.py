@@ -18,7 +18,6 @@ from ecgfounder_train.catalog.exclusions import (
     record_names,
 )
 from ecgfounder_train.catalog.facts import (
-    PARTS,
     CatalogFacts,
     Readings,
     count_dimensions,
@@ -30,6 +29,7 @@ from ecgfounder_train.catalog.patients import canonical_patients, patient_hashes
 from ecgfounder_train.core.errors import RejectReason, UserError
 from ecgfounder_train.core.fingerprints import fingerprint
 from ecgfounder_train.core.pseudonyms import Secret
+from ecgfounder_train.core.splits import SPLITS
 from ecgfounder_train.core.text_columns import text_hashes
 from ecgfounder_train.core.text_order import text_order
 from ecgfounder_train.labels import Vocabulary
@@ -150,7 +150,7 @@ def build_catalog(
         other_ids,
     )
     table = table.drop("own_hash")
-    parts = assignment.parts.cast(pl.Enum(PARTS))
+    parts = assignment.parts.cast(pl.Enum(SPLITS))
     table = table.with_columns(parts.alias("split")).with_columns(
         _reject_reason(ids.is_repeated, ids.is_excluded)
     )
@@ -276,7 +276,7 @@ def _repeated(hashes: NDArray[np.uint64]) -> pl.Series:
 
 
 def _numbers_of_parts(table: pl.DataFrame, usable: bool = False) -> NDArray[np.uint8]:
-    """Return the place in `facts.PARTS` of each record that is not rejected (and labelled)."""
+    """Return the place in `SPLITS` of each record that is not rejected (and labelled)."""
     counts = pl.col("reject_reason").is_null()
     if usable:
         counts &= pl.col("has_label")

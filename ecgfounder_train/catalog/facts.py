@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from ecgfounder_train.core.cells import Statements
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file
+from ecgfounder_train.core.splits import SPLITS
 from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.labels.kernels import NOT_COUNTED, count_agreement, count_labels
 
 FACTS_NAME = "catalog_facts.json"
-PARTS = ("train", "val", "test")
 AGE_BANDS = (0, 1, 5, 12, 18, 30, 40, 50, 60, 70, 80, 90)
 """Years at which a band begins; the last one holds the capped ages."""
 _CHUNK_RECORDS = 500_000
@@ -112,7 +112,7 @@ def encode_readings(
     In slices, so that only the chosen labels are ever there for all records.
 
     Args:
-        parts: Place in `PARTS` of each record, `NOT_COUNTED` for those that do not count.
+        parts: Place in `SPLITS` of each record, `NOT_COUNTED` for those that do not count.
     """
     number = len(parts)
     width = (vocabulary.num_labels + 7) // 8
@@ -179,8 +179,8 @@ class _Counter:
     """Positive and observed records of each label by part."""
 
     def __init__(self, width: int) -> None:
-        self.positives = np.zeros((len(PARTS), 8 * width), np.int64)
-        self.seen = np.zeros((len(PARTS), 8 * width), np.int64)
+        self.positives = np.zeros((len(SPLITS), 8 * width), np.int64)
+        self.seen = np.zeros((len(SPLITS), 8 * width), np.int64)
 
     def add(
         self, values: NDArray[np.uint8], observed: NDArray[np.uint8], parts: NDArray[np.uint8]
@@ -194,7 +194,7 @@ class _Counter:
                 "positive": self.positives[number, : len(labels)].tolist(),
                 "observed": self.seen[number, : len(labels)].tolist(),
             }
-            for number, part in enumerate(PARTS)
+            for number, part in enumerate(SPLITS)
         }
 
 
@@ -246,7 +246,7 @@ def count_dimensions(
 
     Args:
         frame: Columns site, year, age_years, sex, fs.
-        parts: Place in `PARTS` of each usable record, `NOT_COUNTED` for the others.
+        parts: Place in `SPLITS` of each usable record, `NOT_COUNTED` for the others.
     """
     bands = [f"{low}-{high - 1}" for low, high in pairwise(AGE_BANDS)] + [f"{AGE_BANDS[-1]}+"]
     age = pl.col("age_years")
@@ -277,10 +277,10 @@ def count_dimensions(
         )
         rows: dict[str, dict[str, int]] = {}
         for key, number, count in counted.iter_rows():
-            row = rows.setdefault(key, {"found": 0, "usable": 0, **dict.fromkeys(PARTS, 0)})
+            row = rows.setdefault(key, {"found": 0, "usable": 0, **dict.fromkeys(SPLITS, 0)})
             row["found"] += count
             if number != NOT_COUNTED:
                 row["usable"] += count
-                row[PARTS[number]] += count
+                row[SPLITS[number]] += count
         counts[name] = rows
     return counts

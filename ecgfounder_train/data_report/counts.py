@@ -7,13 +7,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ecgfounder_train.catalog.facts import PARTS, CatalogFacts, count_dimensions
+from ecgfounder_train.catalog.facts import CatalogFacts, count_dimensions
+from ecgfounder_train.core.splits import SPLITS
 from ecgfounder_train.data_report.disclosure import CountSystem, Name
 from ecgfounder_train.labels.kernels import NOT_COUNTED
-from ecgfounder_train.shards import SEXES, SPLITS, ShardSet
+from ecgfounder_train.shards import SEXES, ShardSet
 
 DIMENSIONS = ("site", "year", "age_band", "sex", "fs")
-COLUMNS = (*PARTS, "unlabelled", "rejected")
+COLUMNS = (*SPLITS, "unlabelled", "rejected")
 SHOWN = ("written", "unlabelled", "rejected", "found")
 """The columns by dimension. Parts are left out: they would make most cells of a small set small."""
 UNKNOWN = "unknown"
@@ -61,11 +62,11 @@ def count_records(
     }
     listed = catalog.select("year", "split", *_BLANK).filter(written)
     of_index["year"] = {
-        value: {part: row[part] for part in PARTS}
+        value: {part: row[part] for part in SPLITS}
         for value, row in count_dimensions(listed, _numbers(listed["split"]))["year"].items()
     }
     missing = {
-        part: by_part[part] - sum(row[part] for row in of_index["year"].values()) for part in PARTS
+        part: by_part[part] - sum(row[part] for row in of_index["year"].values()) for part in SPLITS
     }
     if any(missing.values()):
         of_index["year"][GONE] = missing
@@ -99,7 +100,7 @@ _BLANK = (
 
 
 def _numbers(parts: pl.Series) -> NDArray[np.uint8]:
-    numbers = {part: number for number, part in enumerate(PARTS)}
+    numbers = {part: number for number, part in enumerate(SPLITS)}
     return parts.replace_strict(numbers, default=NOT_COUNTED, return_dtype=pl.UInt8).to_numpy()
 
 
@@ -115,7 +116,7 @@ def _by_value(records: pl.DataFrame) -> dict[str, dict[str, int]]:
 def _count_index(shards: ShardSet) -> tuple[dict[str, Counts], dict[str, int]]:
     """Return written records by dimension and part, and by part alone."""
     dimensions: dict[str, Counts] = {name: {} for name in DIMENSIONS}
-    by_part = dict.fromkeys(PARTS, 0)
+    by_part = dict.fromkeys(SPLITS, 0)
     for rows in _records(shards.index):
         frame = pl.DataFrame(
             {
@@ -126,13 +127,12 @@ def _count_index(shards: ShardSet) -> tuple[dict[str, Counts], dict[str, int]]:
                 "fs": pl.Series(rows["native_fs"].copy()),
             }
         )
-        assert SPLITS == PARTS
         for dimension, values in count_dimensions(frame, rows["split"].copy()).items():
             for value, row in values.items():
-                into = dimensions[dimension].setdefault(value, dict.fromkeys(PARTS, 0))
-                for part in PARTS:
+                into = dimensions[dimension].setdefault(value, dict.fromkeys(SPLITS, 0))
+                for part in SPLITS:
                     into[part] += row[part]
-        for number, part in enumerate(PARTS):
+        for number, part in enumerate(SPLITS):
             by_part[part] += int((rows["split"] == number).sum())
     return dimensions, by_part
 
@@ -155,10 +155,10 @@ def record_system(records: RecordCounts, min_cell: int) -> CountSystem:
     system = CountSystem(min_cell)
     for column in COLUMNS:
         system.add(column, records.totals[column])
-    written = sum(records.totals[part] for part in PARTS)
+    written = sum(records.totals[part] for part in SPLITS)
     system.add("written", written)
     system.add("found", sum(records.totals.values()))
-    system.add_sum("written", PARTS)
+    system.add_sum("written", SPLITS)
     system.add_sum("found", ("written", "unlabelled", "rejected"))
     reasons: list[Name] = [
         system.add(("reason", reason), count) for reason, count in records.reasons.items()
@@ -169,7 +169,7 @@ def record_system(records: RecordCounts, min_cell: int) -> CountSystem:
             continue  # the totals once more
         for value, counts in rows.items():
             numbers = {
-                "written": sum(counts[part] for part in PARTS),
+                "written": sum(counts[part] for part in SPLITS),
                 "unlabelled": counts["unlabelled"],
                 "rejected": counts["rejected"],
             }
@@ -177,7 +177,7 @@ def record_system(records: RecordCounts, min_cell: int) -> CountSystem:
             system.add_sum(system.add((dimension, value, "found"), sum(numbers.values())), names)
         for column in SHOWN:
             system.add_sum(column, [(dimension, value, column) for value in rows])
-    system.kept, system.kept_longest = {*SHOWN, *PARTS}, {"found"}
+    system.kept, system.kept_longest = {*SHOWN, *SPLITS}, {"found"}
     system.protect()
     return system
 
@@ -185,7 +185,7 @@ def record_system(records: RecordCounts, min_cell: int) -> CountSystem:
 def label_systems(facts: CatalogFacts, reading: str, min_cell: int) -> list[CountSystem]:
     """Return one system per label: positive, observed (and negative) records by part.
 
-    Names: ``(part, "positive")``, ``(part, "observed")`` with the parts of `PARTS` and "all". The
+    Names: ``(part, "positive")``, ``(part, "observed")`` with the parts of `SPLITS` and "all". The
     negative ones are on no page, but observed less positive gives them.
     """
     said = facts.prevalence[reading]
@@ -193,7 +193,7 @@ def label_systems(facts: CatalogFacts, reading: str, min_cell: int) -> list[Coun
     for label in range(len(facts.labels)):
         system = CountSystem(min_cell)
         counts = {
-            part: (said[part]["positive"][label], said[part]["observed"][label]) for part in PARTS
+            part: (said[part]["positive"][label], said[part]["observed"][label]) for part in SPLITS
         }
         counts["all"] = (
             sum(positive for positive, _ in counts.values()),
@@ -205,7 +205,7 @@ def label_systems(facts: CatalogFacts, reading: str, min_cell: int) -> list[Coun
             system.add((part, "observed"), observed)
             system.add_sum((part, "observed"), [(part, "positive"), (part, "negative")])
         for kind in ("positive", "negative", "observed"):
-            system.add_sum(("all", kind), [(part, kind) for part in PARTS])
+            system.add_sum(("all", kind), [(part, kind) for part in SPLITS])
         system.protect()
         systems.append(system)
     return systems
@@ -235,7 +235,7 @@ def agreements(facts: CatalogFacts, pair: str, min_cell: int) -> list[Agreement 
         totals.append(
             [
                 [
-                    sum(said[part][kind][label] for part in PARTS)
+                    sum(said[part][kind][label] for part in SPLITS)
                     for label in range(len(facts.labels))
                 ]
                 for kind in ("positive", "observed")

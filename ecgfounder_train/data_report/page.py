@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from ecgfounder_train.catalog.facts import AGE_BANDS, PARTS, CatalogFacts
+from ecgfounder_train.catalog.facts import AGE_BANDS, CatalogFacts
 from ecgfounder_train.core.errors import RejectReason
+from ecgfounder_train.core.splits import SPLITS
 from ecgfounder_train.data_report.counts import (
     GONE,
     SHOWN,
@@ -105,7 +106,7 @@ class ReportPage:
         columns = [Column("part"), Column("records", ","), Column("patients", ",")]
         page.table(
             columns,
-            [[part, _cell(system, part), _cell(patients, part)] for part in PARTS],
+            [[part, _cell(system, part), _cell(patients, part)] for part in SPLITS],
             "Written records. Patients as the tables list them.",
             totals=["all parts", _cell(system, "written"), _cell(patients, "all")],
         )
@@ -120,10 +121,10 @@ class ReportPage:
     def _patients(self) -> CountSystem:
         system = CountSystem(self.min_cell)
         splits = self.facts.summary["splits"]
-        for part in PARTS:
+        for part in SPLITS:
             system.add(part, splits.get(part, {"patients": 0})["patients"])
         system.add("all", sum(system.values.values()))
-        system.add_sum("all", PARTS)
+        system.add_sum("all", SPLITS)
         system.protect()
         return system
 
@@ -178,7 +179,7 @@ class ReportPage:
                 + (f" {_number(never, 'label')} without any positive record." if never else ""),
             )
         columns = [Column("label")]
-        for part in (*PARTS, "all"):
+        for part in (*SPLITS, "all"):
             columns += [Column(f"{part} positive", ","), Column(f"{part} %", ".2f")]
         columns.append(Column("observed", ",", "records where the label is known, all parts"))
         rows: list[list[Cell]] = []
@@ -190,7 +191,7 @@ class ReportPage:
                 without.append([labels[label], observed])
                 continue
             row: list[Cell] = [labels[label]]
-            for part in (*PARTS, "all"):
+            for part in (*SPLITS, "all"):
                 row += [_cell(system, (part, "positive")), _percent(system, part)]
             rows.append([*row, observed])
         if rows:

@@ -9,12 +9,13 @@ import torch
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.progress import ProgressMeter
+from ecgfounder_train.core.splits import SPLITS
 from ecgfounder_train.loader import EvaluationBatches, SampleReader
 from ecgfounder_train.loader.batches import RankShape
 from ecgfounder_train.metrics.predictions import Predictions
 from ecgfounder_train.models import Net1D
 from ecgfounder_train.records import ProfiledRecord
-from ecgfounder_train.shards import SEXES, SPLITS, ShardSet
+from ecgfounder_train.shards import SEXES, ShardSet
 from ecgfounder_train.weights.trained_model import TrainedModel
 
 

@@ -12,6 +12,7 @@ import polars as pl
 
 from ecgfounder_train.catalog.patients import patient_hashes
 from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.splits import SPLITS
 from ecgfounder_train.finetuning.task import Task
 from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.labels.packing import unpack
@@ -23,7 +24,7 @@ from ecgfounder_train.records.sources.table import (
     find_column,
     scan_strings,
 )
-from ecgfounder_train.splits.patient_split import PARTS, PatientSplit
+from ecgfounder_train.splits.patient_split import PatientSplit
 
 YES = ("1", "1.0", "true", "yes", "y")
 NO = ("0", "0.0", "false", "no", "n")
@@ -239,7 +240,7 @@ def _parts(task: Task, frame: pl.DataFrame, path: Path) -> pl.Series:
             seed=task.split_seed, val_fraction=task.val_fraction, test_fraction=task.test_fraction
         )
         drawn = rule.draw(patient_hashes(frame["patient"]).to_numpy())
-        return pl.Series("part", np.array(PARTS)[drawn])
+        return pl.Series("part", np.array(SPLITS)[drawn])
     part = frame["part"]
     if task.folds:
         named = {str(value): name for name, values in task.folds.items() for value in values}
@@ -249,7 +250,7 @@ def _parts(task: Task, frame: pl.DataFrame, path: Path) -> pl.Series:
                 f"does not hold. It holds: {', '.join(sorted(set(part.drop_nulls()))[:20])}."
             )
         part = part.replace_strict(named, default="train", return_dtype=pl.String)
-    if part.null_count() or (strange := sorted(set(part) - set(PARTS))):
+    if part.null_count() or (strange := sorted(set(part) - set(SPLITS))):
         what = "empty cells" if part.null_count() else repr(strange[0])
         raise UserError(
             f"Column {task.split_column!r} of {path} holds {what}; it must say train, val or test, "

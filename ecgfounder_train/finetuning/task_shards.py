@@ -16,6 +16,7 @@ from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.fingerprints import fingerprint
 from ecgfounder_train.core.pseudonyms import Secret, load_or_create_secret
 from ecgfounder_train.core.ranks import is_rank_zero
+from ecgfounder_train.core.splits import SPLITS
 from ecgfounder_train.finetuning.table import TaskTable, chosen_labels, read_table
 from ecgfounder_train.finetuning.task import Task
 from ecgfounder_train.labels import Vocabulary
@@ -25,7 +26,6 @@ from ecgfounder_train.records import SignalProfile
 from ecgfounder_train.shards import (
     MANIFEST_NAME,
     SEXES,
-    SPLITS,
     BuildOptions,
     ShardSet,
     build_shards,

@@ -2,7 +2,7 @@
 
 from ecgfounder_train.shards.build import BuildOptions, build_shards, private_folder
 from ecgfounder_train.shards.engines import ExecutorOptions
-from ecgfounder_train.shards.index import INDEX_NAME, SEXES, SPLITS, index_dtype
+from ecgfounder_train.shards.index import INDEX_NAME, SEXES, index_dtype
 from ecgfounder_train.shards.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -24,7 +24,6 @@ __all__ = [
     "INDEX_NAME",
     "MANIFEST_NAME",
     "SEXES",
-    "SPLITS",
     "BuildOptions",
     "BuiltShard",
     "ExecutorOptions",

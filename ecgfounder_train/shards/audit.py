@@ -31,8 +31,8 @@ from scipy.signal import windows
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.core.progress import ProgressMeter
+from ecgfounder_train.core.splits import SPLITS
 from ecgfounder_train.records.leads import STANDARD_LEADS
-from ecgfounder_train.shards.index import SPLITS
 from ecgfounder_train.shards.shard_set import ShardSet
 
 Value = TypeVar("Value")

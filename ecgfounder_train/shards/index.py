@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.core.pseudonyms import KEY_LENGTH
+from ecgfounder_train.core.splits import SPLITS
 from ecgfounder_train.labels.packing import pack
 from ecgfounder_train.shards.sample import Sample
 
 INDEX_NAME = "index.npy"
-SPLITS = ("train", "val", "test")
 SEXES = ("", "F", "M")
 """Code in the index -> sex; 0 is unknown."""
 

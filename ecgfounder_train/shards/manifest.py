@@ -10,7 +10,7 @@ from typing import Any, get_origin
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.core.fingerprints import fingerprint
-from ecgfounder_train.shards.index import SPLITS
+from ecgfounder_train.core.splits import SPLITS
 
 MANIFEST_NAME = "manifest.json"
 REPORT_NAME = "data_report.html"

@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ecgfounder_train.core.errors import RejectReason, UserError
-from ecgfounder_train.shards.index import SPLITS
+from ecgfounder_train.core.splits import SPLITS
 
 _COLUMN_TYPES = (
     ("record_path", pl.String()),

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfounder_train.core.errors import UserError, did_you_mean
-from ecgfounder_train.shards.index import INDEX_NAME, SPLITS, open_index, probe_index
+from ecgfounder_train.core.splits import SPLITS
+from ecgfounder_train.shards.index import INDEX_NAME, open_index, probe_index
 from ecgfounder_train.shards.manifest import Manifest, read_manifest
 from ecgfounder_train.shards.sample import BadTarError, Sample, SampleLayout
 

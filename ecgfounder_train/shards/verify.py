@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import PARTIAL_MARK, sha256_file
 from ecgfounder_train.core.progress import ProgressMeter
+from ecgfounder_train.core.splits import SPLITS
 from ecgfounder_train.records.profiles import SignalProfile
 from ecgfounder_train.shards.build import private_folder
-from ecgfounder_train.shards.index import INDEX_NAME, SPLITS, index_row, open_index
+from ecgfounder_train.shards.index import INDEX_NAME, index_row, open_index
 from ecgfounder_train.shards.ledger import REJECTS_NAME
 from ecgfounder_train.shards.manifest import MANIFEST_NAME, REPORT_NAME, Manifest, read_manifest
 from ecgfounder_train.shards.sample import TAR_END, BadTarError, SampleLayout

@@ -27,9 +27,7 @@ import polars as pl
 from ecgfounder_train.catalog.patients import patient_hashes
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.fingerprints import fingerprint
-
-PARTS = ("train", "val", "test")
-"""In the order of who wins where a merge joins them: the last."""
+from ecgfounder_train.core.splits import SPLITS
 
 KINDS: dict[str, tuple[str, ...]] = {
     "patient_hash": ("seed", "test_fraction", "val_fraction"),
@@ -115,9 +113,9 @@ class PatientSplit:
                     f"split.test_from_year={first_test}."
                 )
         elif self.kind == "list":
-            if self.unlisted not in ("none", *PARTS):
+            if self.unlisted not in ("none", *SPLITS):
                 raise UserError(
-                    f"split.unlisted={self.unlisted} must be one of none, {', '.join(PARTS)}."
+                    f"split.unlisted={self.unlisted} must be one of none, {', '.join(SPLITS)}."
                 )
             if not self.listed:
                 object.__setattr__(self, "listed", _read_list(self.file))
@@ -172,7 +170,7 @@ class PatientSplit:
         return shown | {"fingerprint": self.fingerprint}
 
     def draw(self, patient_hash: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
-        """Return the part of each hash, as a position in `PARTS`.
+        """Return the part of each hash, as a position in `SPLITS`.
 
         Test and validation are drawn independently, so another `val_fraction` leaves the test
         part as it was, and a smaller fraction gives a part of the larger one's patients.
@@ -197,7 +195,7 @@ class PatientSplit:
             return stated
         ids = _all_ids(records, other_ids)
         if self.kind == "list":
-            numbers = [PARTS.index(part) for part in self.listed.values()]
+            numbers = [SPLITS.index(part) for part in self.listed.values()]
             listed = pl.DataFrame(
                 {"patient_hash": list(self.listed), "part": numbers},
                 schema={"patient_hash": pl.UInt64, "part": pl.UInt8},
@@ -211,7 +209,7 @@ class PatientSplit:
             stated = found.select("canonical_hash", "part")
             if self.unlisted != "none":
                 others = ids.select("canonical_hash").join(stated, on="canonical_hash", how="anti")
-                number = pl.lit(PARTS.index(self.unlisted), dtype=pl.UInt8)
+                number = pl.lit(SPLITS.index(self.unlisted), dtype=pl.UInt8)
                 stated = pl.concat([stated, others.with_columns(number.alias("part"))])
             return stated
         return self._drawn(records, other_ids)
@@ -231,13 +229,13 @@ class PatientSplit:
                 "Use split=patient_hash, or name the column that holds them "
                 "(source.split_column of source=wfdb_folder)."
             )
-        wrong = set(records["split"].drop_nulls().unique()) - set(PARTS)
+        wrong = set(records["split"].drop_nulls().unique()) - set(SPLITS)
         if wrong:
             raise UserError(
                 f"The source's folds are named {', '.join(sorted(wrong))}; splits are named "
-                f"{', '.join(PARTS)}."
+                f"{', '.join(SPLITS)}."
             )
-        part = pl.col("split").cast(pl.Enum(PARTS)).to_physical().cast(pl.UInt8).alias("part")
+        part = pl.col("split").cast(pl.Enum(SPLITS)).to_physical().cast(pl.UInt8).alias("part")
         return records.select("canonical_hash", part).unique()
 
     def _check_present(self, records: pl.DataFrame) -> None:
@@ -305,7 +303,7 @@ class PatientSplit:
             how="left",
             maintain_order="left",
         )["part"]
-        names = parts.replace_strict(dict(enumerate(PARTS)), return_dtype=pl.Enum(PARTS))
+        names = parts.replace_strict(dict(enumerate(SPLITS)), return_dtype=pl.Enum(SPLITS))
         return Assignment(names.alias("split"), joined)
 
 
@@ -330,11 +328,11 @@ def _read_list(file: str | None) -> dict[int, str]:
                 f"split.file={file} has no column {column!r} (found: {', '.join(table.columns)})."
             )
     table = table.select(pl.col("patient", "split").str.strip_chars()).drop_nulls("patient")
-    wrong = set(table["split"].unique()) - set(PARTS)
+    wrong = set(table["split"].unique()) - set(SPLITS)
     if wrong:
         raise UserError(
             f"split.file={file} names the part {min(map(str, wrong))!r}; parts are "
-            f"{', '.join(PARTS)}."
+            f"{', '.join(SPLITS)}."
         )
     pairs = table.unique()
     twice = pairs.height - pairs["patient"].n_unique()
@@ -352,7 +350,7 @@ def _all_ids(records: pl.DataFrame, other_ids: pl.DataFrame | None) -> pl.DataFr
 
 
 def _named(column: str, many: bool = False) -> pl.Expr:
-    names = dict(enumerate(PARTS))
+    names = dict(enumerate(SPLITS))
     if many:
         return (
             pl.col(column)

@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 
 from ecgfounder_train.catalog import canonical_patients, patient_hashes
 from ecgfounder_train.core.errors import UserError
-from ecgfounder_train.splits import PARTS, PatientSplit
+from ecgfounder_train.core.splits import SPLITS
+from ecgfounder_train.splits import PatientSplit
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "split"
 IDS = st.integers(1, 60).map(str)
@@ -67,7 +68,7 @@ def test_a_later_merge_never_moves_anyone_towards_train(
 ) -> None:
     apart = SPLIT.assign(*table(patients, [])).parts
     merged = SPLIT.assign(*table(patients, merges))
-    rank = {part: number for number, part in enumerate(PARTS)}
+    rank = {part: number for number, part in enumerate(SPLITS)}
     for before, after in zip(apart, merged.parts, strict=True):
         assert rank[after] >= rank[before]
 
@@ -75,7 +76,7 @@ def test_a_later_merge_never_moves_anyone_towards_train(
 def test_joined_patients_are_listed_with_the_part_that_won() -> None:
     by_part: dict[str, str] = {}
     for number in range(1000):
-        drawn = PARTS[SPLIT.draw(patient_hashes([str(number)]).to_numpy())[0]]
+        drawn = SPLITS[SPLIT.draw(patient_hashes([str(number)]).to_numpy())[0]]
         by_part.setdefault(drawn, str(number))
     train, test = by_part["train"], by_part["test"]
     assignment = SPLIT.assign(*table([train, "123456"], [(train, test)]))
@@ -104,7 +105,7 @@ def test_another_validation_share_leaves_the_test_part_alone() -> None:
 def test_the_draw_is_frozen() -> None:
     # A change here would move patients of every data set that was ever prepared.
     hashes = patient_hashes(str(number) for number in range(100)).to_numpy()
-    held_out = {p: np.flatnonzero(PatientSplit().draw(hashes) == i) for i, p in enumerate(PARTS)}
+    held_out = {p: np.flatnonzero(PatientSplit().draw(hashes) == i) for i, p in enumerate(SPLITS)}
     assert held_out["test"].tolist() == FROZEN_TEST
     assert held_out["val"].tolist() == FROZEN_VAL
 
