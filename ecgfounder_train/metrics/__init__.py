@@ -26,7 +26,6 @@ from ecgfounder_train.metrics.decisions import (
     specificity,
 )
 from ecgfounder_train.metrics.estimates import Estimates, MacroEstimate
-from ecgfounder_train.metrics.histogram import HistogramAuroc
 from ecgfounder_train.metrics.intervals import RankingIntervals, ranking_intervals
 from ecgfounder_train.metrics.probabilities import (
     brier,
@@ -57,7 +56,6 @@ __all__ = [
     "Clusters",
     "Comparison",
     "Estimates",
-    "HistogramAuroc",
     "Macro",
     "MacroDifference",
     "MacroEstimate",

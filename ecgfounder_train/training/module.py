@@ -15,7 +15,8 @@ from ecgfounder_train.core.settings import parse_settings
 from ecgfounder_train.loader.counter_rng import uniforms
 from ecgfounder_train.loader.epoch_plan import Position
 from ecgfounder_train.loader.transforms import BatchTransform
-from ecgfounder_train.metrics import HistogramAuroc, macro
+from ecgfounder_train.metrics import macro
+from ecgfounder_train.metrics.histogram import HistogramAuroc
 from ecgfounder_train.models import count_parameters
 from ecgfounder_train.training.ema import WeightAverage
 from ecgfounder_train.training.faults import FaultCounts, FaultSettings, Suspects
@@ -220,7 +221,6 @@ class PretrainModule(L.LightningModule):
         if self.average:
             self.average.model.to(self.device)
         self.diverged = self.diverged.to(self.device)
-        self._auroc.to(self.device)
         # Double precision does not exist on Apple's GPUs; nowhere else does the sum need less.
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         self._val_loss = torch.zeros(2, dtype=dtype, device=self.device)
@@ -349,7 +349,6 @@ class PretrainModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Add up over ranks and compute the figures of `validation`."""
         if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(self._auroc.state)
             torch.distributed.all_reduce(self._val_loss)
         auroc, num_positives = self._auroc.compute().numpy(), self._auroc.num_positives().numpy()
         mean = macro(auroc[self._monitored], num_positives[self._monitored])

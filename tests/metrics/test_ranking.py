@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ecgfounder_train.core.errors import UserError
-from ecgfounder_train.metrics import HistogramAuroc, auroc, average_precision, macro
+from ecgfounder_train.metrics import auroc, average_precision, macro
 from ecgfounder_train.metrics.ranking import ranking_metrics
 
 
@@ -110,54 +109,3 @@ def test_macro_counts_only_defined_labels_with_enough_positives():
     nothing = macro([np.nan], [0])
     assert np.isnan(nothing.value)
     assert nothing.num_labels == 0
-
-
-def trained_like(rng, num_records):
-    """Logits as a trained network spreads them: rare labels far below zero, some barely used."""
-    prevalence = np.geomspace(0.4, 0.003, 24)
-    targets = rng.random((num_records, 24)) < prevalence
-    separation = rng.uniform(0.2, 4, 24)
-    logits = np.log(prevalence) - 1 + rng.normal(0, 1.2, targets.shape) + separation * targets
-    logits[:, 3] *= 0.02
-    logits[:, 4] *= 9
-    return logits.astype(np.float32), targets
-
-
-def test_histogram_agrees_with_the_exact_auroc_to_1e_4(rng):
-    logits, targets = trained_like(rng, 40_000)
-    observed = rng.random(targets.shape) < 0.9
-    metric = HistogramAuroc(24)
-    for part in np.array_split(np.arange(len(logits)), 7):
-        metric.update(*(torch.from_numpy(a[part]) for a in (logits, targets, observed)))
-    exact = ranking_metrics(logits, targets, observed)
-    assert np.abs(metric.compute().numpy() - exact.auroc).max() < 1e-4
-    assert metric.num_positives().tolist() == exact.num_positives.tolist()
-
-
-def test_histogram_states_of_two_ranks_add_up_to_the_whole(rng):
-    logits, targets = (torch.from_numpy(a) for a in trained_like(rng, 2_000))
-    whole, first, second = (HistogramAuroc(24) for _ in range(3))
-    whole.update(logits, targets)
-    first.update(logits[:700], targets[:700])
-    second.update(logits[700:], targets[700:])
-    first.state += second.state
-    assert torch.equal(first.state, whole.state)
-    assert torch.equal(first.compute(), whole.compute())
-
-
-def test_histogram_takes_bfloat16_infinities_and_unobserved_nan():
-    logits = torch.tensor([[-torch.inf, torch.nan], [torch.inf, 1.0], [0.0, -1.0]]).bfloat16()
-    metric = HistogramAuroc(2)
-    metric.update(logits, torch.tensor([[0, 0], [1, 1], [0, 0]]), ~logits.isnan())
-    assert metric.compute().tolist() == [1.0, 1.0]
-
-
-def test_histogram_is_nan_for_undefined_labels_and_refuses_nan_logits():
-    metric = HistogramAuroc(2, labels=["NSR", "AFIB"])
-    metric.update(torch.randn(10, 2), torch.zeros(10, 2))
-    assert metric.compute().isnan().all()
-    metric.update(torch.tensor([[0.0, torch.nan]]), torch.ones(1, 2))
-    with pytest.raises(UserError, match="'AFIB'"):
-        metric.compute()
-    metric.reset()
-    assert metric.state.sum() == 0
