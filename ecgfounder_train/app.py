@@ -10,8 +10,10 @@ further ranks with the very same command line. Anything that is Hydra's own (`--
 """
 
 import errno
+import hashlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,13 +21,19 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ecgfounder_train.core.errors import RejectedRecordError, UserError, did_you_mean
-from ecgfounder_train.core.interrupts import INTERRUPTED, ctrl_c_as_exception, say_interrupted
+from ecgfounder_train.core.interrupts import (
+    INTERRUPTED,
+    ctrl_c_as_exception,
+    say_interrupted,
+    tolerate_closed_pipes,
+)
 from ecgfounder_train.core.ranks import is_rank_zero, process_rank
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -45,6 +53,21 @@ _REFUSED = {
     errno.EMFILE: "Raise the limit of open files (ulimit -n).",
 }
 
+_TEXT_KEYS = {
+    *("run", "from_run", "compare", "average", "controls", "scratch"),
+    *("shards", "runs", "ablations", "cache_dir", "cache", "checkpoint", "resume", "stream"),
+    *("root", "out", "output", "input", "folder", "private", "secret", "save", "record", "records"),
+    *("strips", "gallery", "table", "annotations", "file", "map", "pairs", "log_dir", "patients"),
+    *("expect_split", "project"),
+}
+"""Last words of keys whose value is a name or a path: `run=2026_11_02` is no number."""
+
+_ALIASES = {"resume": "resume.checkpoint"}
+"""Short forms of keys: resume=PATH beside resume.allow=[...]."""
+
+_TRAINING_VERBS = ("pretrain", "finetune")
+_STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGUSR1)
+
 _HYDRA_FLAGS = {
     *("--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r"),
     *("--multirun", "-m", "--shell-completion", "-sc", "--config-path", "-cp", "--config-name"),
@@ -63,7 +86,17 @@ def run(verb: str, task: Task) -> NoReturn:
     # Read when torch is imported, which no script has done yet. Its warnings in C++ (one per rank)
     # are of no use to who runs this, and bury what is.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    tolerate_closed_pipes()
     arguments = sys.argv[1:]
+    if undecodable := [item for item in arguments if not _is_utf8(item)]:
+        shown = os.fsencode(undecodable[0]).decode(errors="backslashreplace")
+        print(
+            f"error: {shown}: the name is not valid UTF-8. Rename the folder, or give a symbolic "
+            "link to it whose name is.",
+            file=sys.stderr,
+            flush=True,
+        )
+        sys.exit(1)
     if {"-h", "--help"} & set(arguments):
         print(manual_page(verb))
         sys.exit(0)
@@ -110,11 +143,44 @@ def compose_config(verb: str, overrides: list[str]) -> DictConfig:
 
 
 def _quoted(override: str) -> str:
-    """Return an override whose plain value Hydra can read: its grammar knows ASCII letters only."""
+    """Return an override as Hydra reads it without changing its text.
+
+    Hydra's grammar has ASCII letters only, and it takes `2026_11_02`, `1e3` or `true` for a number
+    or a truth value also where the key is a name or a path.
+    """
     key, equals, value = override.partition("=")
-    if value.isascii() or value[0] in "'\"[{":
-        return override
+    key = _ALIASES.get(key, key)
+    if not value or value[0] in "'\"{":
+        return key + equals + value
+    if key.strip("+~").split(".")[-1] in _TEXT_KEYS or key in _ALIASES.values():
+        opening, inner, closing = "", value, ""
+        if value[0] == "[" and value[-1] == "]":
+            opening, inner, closing = "[", value[1:-1], "]"
+        if not set(inner) & set("'\"[]{}()"):
+            items = [_quoted_scalar(item.strip()) for item in inner.split(",")]
+            return key + equals + opening + ",".join(items) + closing
+    if value.isascii() or value[0] == "[":
+        return key + equals + value
     return key + equals + "'" + value.replace("'", "\\'") + "'"
+
+
+def _quoted_scalar(text: str) -> str:
+    """Return a text in quotes if Hydra would take it for something else; null stays null."""
+    if not text.isascii():
+        return f"'{text}'"
+    try:
+        value = OverridesParser.create().parse_override(f"key={text}").value() if text else None
+    except HydraException:
+        return text
+    return f"'{text}'" if isinstance(value, bool | int | float) else text
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _missing(config: DictConfig, prefix: str = "") -> Iterator[str]:
@@ -178,15 +244,62 @@ def manual_page(verb: str) -> str:
 
 
 def _run_under_hydra(verb: str, task: Task) -> NoReturn:
+    """Let Hydra run a script, for a sweep (--multirun) or to show its config.
+
+    Each member of a sweep runs as if its own command had been given: further ranks are started with
+    that command, and a member whose run has no name of its own is named after its overrides.
+    """
+    script, *arguments = sys.argv
+    overrides = [_quoted(item) for item in arguments if not item.startswith("-") and "=" in item]
+    flags = [item for item in arguments if item.startswith("-") or "=" not in item]
+    # Hydra takes overrides in one piece only, so flags such as --multirun go behind them.
+    sys.argv = [script, *overrides, *flags]
     statuses = [0]
 
     def job(config: DictConfig) -> int:
-        statuses.append(_guarded(task, lambda: config))
+        hydra_config = HydraConfig.instance()
+        own, former = list(HydraConfig.get().overrides.task), (hydra_config.cfg, sys.argv)
+        if verb in _TRAINING_VERBS:
+            own = _named_apart(own, overrides)
+            with open_dict(config):
+                config["run"] = _run_name(own, str(config["run"]))
+        # Lightning starts further ranks in Hydra's way where Hydra's config is set.
+        hydra_config.cfg, sys.argv = None, [script, *own]
+        try:
+            statuses.append(_guarded(task, lambda: config))
+        finally:
+            hydra_config.cfg, sys.argv = former
+        if statuses[-1] in _STOPPED:
+            sys.exit(statuses[-1])  # or Hydra would begin the next member
         return statuses[-1]
 
     hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(job)()
     # Hydra drops what a job returns; a sweep has failed where one of its jobs has.
     sys.exit(max(statuses))
+
+
+def _named_apart(own: list[str], asked: list[str]) -> list[str]:
+    """Return the overrides of a sweep's member with a run name that no other member has.
+
+    Args:
+        own: Overrides of the member.
+        asked: Overrides of the sweep; what is not among them differs between members.
+    """
+    swept = [item for item in own if item not in asked and not item.startswith("run=")]
+    name = _run_name(own, "")
+    asked_name = next((item for item in asked if item.startswith("run=")), "")
+    if not swept or not name or "${" in asked_name:
+        return own
+    apart = re.sub(r"[^A-Za-z0-9._+-]+", "_", "-".join([name, *swept])).replace("+", "")
+    if len(apart) > 120:
+        apart = f"{apart[:100]}-{hashlib.sha256(apart.encode()).hexdigest()[:12]}"
+    return [*(item for item in own if not item.startswith("run=")), _quoted(f"run={apart}")]
+
+
+def _run_name(overrides: list[str], default: str) -> str:
+    """Return the run's name that overrides give, without quotes."""
+    names = [item.partition("=")[2].strip("'\"") for item in overrides if item.startswith("run=")]
+    return names[-1] if names else default
 
 
 def _guarded(task: Task, composed: Callable[[], DictConfig]) -> int:

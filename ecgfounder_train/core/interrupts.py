@@ -1,4 +1,6 @@
-"""Ctrl-C in a script: an end at once while it starts, a `KeyboardInterrupt` while it works.
+"""How a script ends by Ctrl-C, and how it goes on when nobody reads its output any more.
+
+Ctrl-C ends a script at once while it starts, and is a `KeyboardInterrupt` while it works.
 
 An exception is no good while libraries are imported and the config is composed: some catch whatever
 comes and go on with half of it. Stopped while numpy was imported, a script ended after half a
@@ -6,6 +8,7 @@ minute with a RecursionError; stopped in omegaconf, with an AttributeError about
 """
 
 import _thread
+import errno
 import os
 import signal
 import sys
@@ -14,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 INTERRUPTED = 130
 """Exit status of a process that Ctrl-C ended, as a shell reports it."""
@@ -24,6 +28,53 @@ _ASK_AGAIN_S = 0.05
 _owed = {"exception": False}
 """Whether Ctrl-C came during an import and has not been raised yet. No lock: a handler may meet
 itself."""
+
+
+class _TolerantStream:
+    """A text stream that drops what it is given once its reader has gone."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, or drop the text where nobody reads."""
+        try:
+            self._stream.write(text)
+        except OSError as error:
+            self._drop(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or drop what is buffered where nobody reads."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._drop(error)
+
+    def _drop(self, error: OSError) -> None:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise error
+        # The buffer keeps what it could not write: from now on it goes to where nothing is kept.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+
+def tolerate_closed_pipes() -> None:
+    """From now on output that nobody reads (`| head -1`, a closed terminal) is dropped.
+
+    A run is not ended by the end of the program that shows it: it saves, and says by its exit
+    status how it went. Characters that the terminal cannot show are escaped.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, _TolerantStream):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+            setattr(sys, name, _TolerantStream(stream))
 
 
 def say_interrupted(remedy: str = "") -> None:

@@ -94,7 +94,8 @@ def _members(config: Mapping[str, Any]) -> Sequence[tuple[str, dict[str, Any]]]:
         for fraction in sorted(set(fractions)):
             for seed in sorted(set(seeds)):
                 name = f"{config['run']}-{init}-{fraction:g}-s{seed}"
-                own = {"run": name, "label_fraction": fraction, "seed": seed, "resume": "auto"}
+                resume = {"checkpoint": "auto", "allow": []}
+                own = {"run": name, "label_fraction": fraction, "seed": seed, "resume": resume}
                 members.append((init, {**config, **changes, **own, "label_fractions": None}))
     return members
 

@@ -111,7 +111,7 @@ class Finetuning:
         return fit(self._training_config(), self.run, self.shards, module, facts, self.trainer)
 
     def _begins_anew(self) -> bool:
-        resume = str(self.config["resume"])
+        resume = str(self.config["resume"]["checkpoint"])
         return resume == "none" or (resume == "auto" and newest_whole(self.run) is None)
 
     def _standardised(self) -> tuple[npt.NDArray[np.float32], tuple[Output, ...]]:
@@ -208,7 +208,7 @@ class Finetuning:
         with self.run.locked():
             newest = newest_whole(self.run)
             if newest is not None:
-                if str(self.config["resume"]) == "none":
+                if str(self.config["resume"]["checkpoint"]) == "none":
                     raise UserError(
                         f"Run {self.run.name!r} exists and resume=none would overwrite it. Choose "
                         f"another run=NAME, or delete {self.run.path}."
@@ -327,7 +327,6 @@ class Finetuning:
         checkpoint = dict(self.config["checkpoints"])
         if checkpoint["monitor"] is None:
             checkpoint["monitor"] = "val/loss" if self.task.is_regression else "val/macro_auroc"
-            checkpoint["mode"] = "min" if self.task.is_regression else "max"
         budget = dict(self.config["budget"])
         total = self._total_samples()
         if budget["validate_every_samples"] is None:

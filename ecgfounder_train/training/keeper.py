@@ -43,6 +43,10 @@ class RunFacts:
     hardware: dict[str, Any]
 
 
+MONITORS = {"val/macro_auroc": "max", "val/loss": "min"}
+"""What may decide about `best.ckpt`, and which direction is better."""
+
+
 @dataclass(frozen=True)
 class CheckpointSettings:
     """When checkpoints are written, and which is the best.
@@ -53,7 +57,7 @@ class CheckpointSettings:
         keep: How many of the newest stay.
         background: Write them on a thread while training goes on, from a copy of the state.
         monitor: Column of metrics.csv that decides about `best.ckpt`.
-        mode: `max` or `min`.
+        mode: `max` or `min`; None: that of the monitor, which it must agree with.
     """
 
     every_s: float = 600.0
@@ -61,15 +65,21 @@ class CheckpointSettings:
     keep: int = 2
     background: bool = False
     monitor: str = "val/macro_auroc"
-    mode: str = "max"
+    mode: str | None = None
 
     def __post_init__(self) -> None:
-        if self.mode not in ("max", "min"):
-            raise UserError(f"checkpoint.mode={self.mode!r} is neither max nor min.")
-        if self.monitor not in ("val/macro_auroc", "val/loss"):
+        if self.monitor not in MONITORS:
             raise UserError(
                 f"checkpoint.monitor={self.monitor!r} is not val/macro_auroc or val/loss."
             )
+        mode = MONITORS[self.monitor]
+        if self.mode not in (mode, None):
+            raise UserError(
+                f"checkpoint.mode={self.mode} contradicts checkpoint.monitor={self.monitor}, which "
+                f"is better the {'higher' if mode == 'max' else 'lower'} it is. Leave "
+                "checkpoint.mode out."
+            )
+        object.__setattr__(self, "mode", mode)
         if self.keep < 1:
             raise UserError(f"checkpoint.keep={self.keep} must be at least 1.")
         if self.every_samples is not None and self.every_samples < 1:

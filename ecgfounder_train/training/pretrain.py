@@ -165,7 +165,7 @@ def fit(
     with ExitStack() as stack:
         if is_rank_zero():
             stack.enter_context(run.locked(_wait_for_former_s(settings)))
-            _check_resume(run, str(config["resume"]), facts)
+            _check_resume(run, config["resume"]["checkpoint"], facts)
             with atomic_file(run.config_file, "w") as handle:
                 if Path(sys.argv[0]).stem in ("pretrain", "finetune"):
                     script = f"scripts/{Path(sys.argv[0]).name}"
@@ -177,7 +177,7 @@ def fit(
         loggers = create_loggers(config["logger"], run, facts.config) if is_rank_zero() else []
         keeper = RunKeeper(
             run,
-            resume=str(config["resume"]),
+            resume=config["resume"]["checkpoint"],
             facts=facts,
             settings=checkpointing,
             log_every_steps=numbers.log_every_steps,
@@ -193,7 +193,7 @@ def fit(
             gradient_clip_norm=numbers.gradient_clip_norm,
             run=run,
         )
-        if _is_complete(run, module, str(config["resume"]), patience):
+        if _is_complete(run, module, config["resume"]["checkpoint"], patience):
             hint = f" Evaluate it ({evaluate_with}) or raise" if evaluate_with else " Raise"
             print(
                 f"Run {run.name} is complete.{hint} budget.max_epochs (or budget.patience) to "

@@ -39,6 +39,27 @@ class RunSettings:
 
 
 @dataclass(frozen=True)
+class ResumeSettings:
+    """Where a start begins.
+
+    Args:
+        checkpoint: `auto` (the newest whole checkpoint of the run, if any), `none` (a new run
+            only), or a path: where a new run begins.
+        allow: Keys that may differ from the settings the run was started with.
+    """
+
+    checkpoint: str = "auto"
+    allow: tuple[str, ...] = ()
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "ResumeSettings":
+        """Return the settings of a config's `resume` section."""
+        allow = config.get("allow") or ()
+        allow = (allow,) if isinstance(allow, str) else tuple(map(str, allow))
+        return parse_settings(cls, {**config, "allow": allow}, "resume")
+
+
+@dataclass(frozen=True)
 class EmaSettings:
     """The weight average.
 

@@ -340,3 +340,63 @@ def test_import_of_the_package_leaves_ctrl_c_as_it_was() -> None:
         "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["2026_11_02", "1.10", "1e3", "true", "0x1F", "007", "inf", "1_0"])
+def test_names_and_paths_keep_their_text(name: str) -> None:
+    config = app.compose_config(
+        "pretrain",
+        [f"shards={name}", f"run={name}", f"paths.runs={name}", f"data.cache_dir={name}"],
+    )
+    found = (config.shards, config.run, config.paths.runs, config.data.cache_dir)
+    assert found == (name,) * 4
+    assert app.compose_config("pretrain", ["shards=x", "run=x", f"resume={name}"]).resume == {
+        "checkpoint": name,
+        "allow": [],
+    }
+
+
+def test_null_stays_null_for_names_and_paths() -> None:
+    assert (
+        app.compose_config("pretrain", ["shards=x", "run=x", "data.cache_dir=null"])[
+            "data"
+        ].cache_dir
+        is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "name"),
+    [
+        (
+            ["run=a", "optimizer.lr=1e-3"],
+            ["run=a", "optimizer.lr=1e-3,1e-2"],
+            "a-optimizer.lr_1e-3",
+        ),
+        (["run=a", "seed=1"], ["run=a,b", "seed=1,2"], "a-seed_1"),
+        (["run=a", "seed=1"], ["run=a,b", "seed=1"], "a"),
+        (["run=a-7", "seed=7"], ["run=a-${seed}", "seed=7,8"], "a-7"),
+        (
+            ["run=a", "loss=focal", "+model.widths=[8,16]"],
+            ["run=a"],
+            "a-loss_focal-model.widths_8_16_",
+        ),
+    ],
+)
+def test_members_of_a_sweep_are_named_apart(own: list[str], asked: list[str], name: str) -> None:
+    from ecgfounder_train.app import _named_apart, _run_name
+
+    assert _run_name(_named_apart(own, asked), "") == name
+
+
+def test_path_that_is_no_utf8_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    process = subprocess.run(
+        [sys.executable, SCRIPTS / "pretrain.py", b"shards=\xdcbung", "run=x"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 1
+    assert r"shards=\xdcbung: the name is not valid UTF-8" in process.stderr
+    assert "Traceback" not in process.stderr and not list(tmp_path.iterdir())

@@ -76,20 +76,6 @@ def test_best_checkpoint_is_mended_after_a_kill_before_it_was_linked(
     assert best.is_file()
 
 
-def test_best_checkpoint_of_a_future_that_was_given_up_is_not_taken_for_the_best(
-    pretrain: Pretrain,
-) -> None:
-    settings = ("checkpoint.monitor=val/loss", "checkpoint.every_samples=16", "checkpoint.keep=20")
-    run = pretrain("budget.max_epochs=3", *settings, "checkpoint.mode=min")
-    best = run.checkpoints / "best.ckpt"
-    assert torch.load(best, weights_only=True)["position"]["global_step"] == 12
-    # Between two validations; from here on none is better than the one before.
-    back = f"resume={run.checkpoints / step_name(6)}"
-    pretrain("budget.max_epochs=3", *settings, "checkpoint.mode=max", back)
-    found, said = torch.load(best, weights_only=True), run_tools.last_checkpoint(run)["best"]
-    assert found["position"]["samples_seen"] == said["samples_seen"]
-
-
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_signal_saves_stops_and_says_how_to_go_on(
