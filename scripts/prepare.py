@@ -1,6 +1,5 @@
 """Turn an archive of WFDB records into shards to train on. See --help."""
 
-from pathlib import Path
 from typing import Any
 
 from ecgfounder_train import app
@@ -10,6 +9,7 @@ def main(config: dict[str, Any]) -> None:
     """Build or complete the catalog and the shards of a source."""
     from ecgfounder_train.catalog import Selection, build_catalog, write_catalog
     from ecgfounder_train.core.commands import command
+    from ecgfounder_train.core.private_files import open_private_folder
     from ecgfounder_train.core.pseudonyms import load_or_create_secret
     from ecgfounder_train.data_report import ReportOptions, write_data_report
     from ecgfounder_train.labels import Vocabulary
@@ -27,7 +27,7 @@ def main(config: dict[str, Any]) -> None:
     selection = Selection.from_config(config["exclude"], config["catalog"])
     report = ReportOptions.from_config(config["report"])
     source = open_source(config["source"])
-    private, name = Path(config["private"]), str(config["source"]["name"])
+    private, name = open_private_folder(config["private"]), str(config["source"]["name"])
     print(f"Reading the tables of {name} ...", flush=True)
     table = source.read()
     secret = load_or_create_secret(config["secret"])

@@ -26,6 +26,7 @@ from ecgfounder_train.catalog.facts import (
     encode_readings,
 )
 from ecgfounder_train.catalog.patients import canonical_patients, patient_hashes
+from ecgfounder_train.core.ages import CAPPED_YEARS, OLDEST_YEARS
 from ecgfounder_train.core.errors import RejectReason, UserError
 from ecgfounder_train.core.fingerprints import fingerprint
 from ecgfounder_train.core.pseudonyms import Secret
@@ -36,7 +37,6 @@ from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.labels.kernels import NOT_COUNTED
 from ecgfounder_train.records.sources import SourceTable
 
-OLDEST_YEARS = 89.0
 CATALOG_COLUMNS: dict[str, pl.DataType] = {
     "record_path": pl.String(),
     "record_key": pl.String(),
@@ -181,7 +181,7 @@ def build_catalog(
     }
     table = table.drop("has_label", "is_excluded_patient").with_columns(
         pl.when(pl.col("age_years") > OLDEST_YEARS)
-        .then(90.0)
+        .then(CAPPED_YEARS)
         .otherwise(pl.col("age_years"))
         .alias("age_years"),
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.private_files import is_private, open_private_file
 
 PARTIAL_MARK = ".partial-"
 
@@ -18,10 +19,11 @@ PARTIAL_MARK = ".partial-"
 def atomic_file(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     """Yield a file that becomes `path` only when the block ends without an error.
 
-    The bytes are synced before the rename and the folder after it, so that a power cut leaves
-    either the old file or the new one. The temporary name lies beside the target (a rename must
-    not cross file systems) and is drawn at random: on a cluster two nodes may write the same target
-    under one process id. `sweep_partial_files` removes leftovers.
+    In a folder that only its owner can read, the file has mode 0600. The bytes are synced before
+    the rename and the folder after it, so that a power cut leaves either the old file or the new
+    one. The temporary name is beside the target (a rename must not cross file systems) and is drawn
+    at random: on a cluster two nodes may write the same target under one process id.
+    `sweep_partial_files` removes leftovers.
 
     Raises:
         UserError: The disk is full or the folder cannot be written.
@@ -30,7 +32,9 @@ def atomic_file(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     partial = path.with_name(f"{path.name}{PARTIAL_MARK}{secrets.token_hex(6)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, mode, encoding=None if "b" in mode else "utf-8") as handle:
+        opener = open_private_file if is_private(path.parent) else None
+        encoding = None if "b" in mode else "utf-8"
+        with open(partial, mode, encoding=encoding, opener=opener) as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())

@@ -14,6 +14,11 @@ from pathlib import Path
 import polars as pl
 
 from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.private_files import (
+    PRIVATE_SUFFIX,
+    open_private_file,
+    open_private_folder,
+)
 from ecgfounder_train.core.sha256 import hmac_hexdigits
 
 KEY_LENGTH = 32
@@ -65,9 +70,10 @@ def load_or_create_secret(path: Path | str) -> Secret:
         UserError: The file is not a secret, or others may read it.
     """
     path = Path(path)
+    if path.parent.suffix == PRIVATE_SUFFIX or not path.parent.exists():
+        open_private_folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = open_private_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     except FileExistsError:
         return _load(path)
     except OSError as error:

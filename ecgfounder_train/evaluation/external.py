@@ -23,7 +23,6 @@ from ecgfounder_train.records.sources import Source
 from ecgfounder_train.records.sources.table import STAND_IN_PATIENT
 from ecgfounder_train.weights.trained_model import TrainedModel
 
-OLDEST_YEARS = 89.0
 _SHOWN_REASONS = 3
 
 
@@ -86,10 +85,6 @@ def open_external(
     frame = frame.with_columns(
         pl.Series("record_key", [secret.record_key(name, i) for i in frame["record_id"]]),
         pl.Series("patient_key", [i and secret.patient_key(name, i) for i in frame["patient_id"]]),
-        pl.when(pl.col("age_years") > OLDEST_YEARS)
-        .then(90.0)
-        .otherwise("age_years")
-        .alias("age_years"),
     ).with_columns(pl.when(stand_in).then(None).otherwise("patient_key").alias("patient_key"))
     own = getattr(source, "read_ecg", None)
     root = table.root

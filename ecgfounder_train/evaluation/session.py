@@ -16,6 +16,7 @@ from ecgfounder_train import __version__
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import sha256_file
 from ecgfounder_train.core.fingerprints import fingerprint
+from ecgfounder_train.core.private_files import private_folder
 from ecgfounder_train.core.pseudonyms import load_or_create_secret
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.evaluation.assessment import Assessment, assess
@@ -246,7 +247,7 @@ class Evaluation:
             return Path(self.config["secret"])
         if self.training is not None:
             folder = self.training.folder
-            beside = folder.with_name(f"{folder.name}.private") / "secret.key"
+            beside = private_folder(folder) / "secret.key"
             # The training shards' own secret makes keys that compare with theirs.
             if beside.is_file():
                 return beside
@@ -689,7 +690,7 @@ def _unknown_patients(shards: ShardSet) -> int:
     """Return how many records stand for their patient, as far as the catalog beside tells."""
     from ecgfounder_train.catalog import read_catalog
 
-    path = shards.folder.with_name(f"{shards.folder.name}.private") / "catalog.parquet"
+    path = private_folder(shards.folder) / "catalog.parquet"
     if not path.is_file():
         return 0
     summary = read_catalog(path).summary

@@ -14,6 +14,7 @@ import polars as pl
 from ecgfounder_train.catalog.patients import patient_hashes
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.fingerprints import fingerprint
+from ecgfounder_train.core.private_files import private_folder
 from ecgfounder_train.core.pseudonyms import Secret, load_or_create_secret
 from ecgfounder_train.core.ranks import is_rank_zero
 from ecgfounder_train.core.splits import SPLITS
@@ -30,7 +31,6 @@ from ecgfounder_train.shards import (
     ShardSet,
     build_shards,
     index_dtype,
-    private_folder,
 )
 from ecgfounder_train.splits import PatientSplit
 

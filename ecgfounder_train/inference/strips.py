@@ -8,6 +8,7 @@ from textwrap import shorten
 import numpy as np
 
 from ecgfounder_train.core.errors import RejectedRecordError
+from ecgfounder_train.core.private_files import open_private_folder
 from ecgfounder_train.figures import Cell, Column, HtmlPage, strip_figure
 from ecgfounder_train.inference.pipeline import OK, RecordResult, resolved_record
 from ecgfounder_train.inference.table import OutputTable
@@ -33,7 +34,7 @@ class StripWriter:
     def __init__(
         self, folder: Path, table: OutputTable, max_strips: int = 100, derive_leads: bool = True
     ) -> None:
-        self.folder = folder
+        self.folder = open_private_folder(folder)
         self.table = table
         self.max_strips = max_strips
         self.derive_leads = derive_leads

@@ -27,10 +27,16 @@ from typing import Any
 import fsspec
 
 from ecgfounder_train.core.errors import UserError
-from ecgfounder_train.core.files import atomic_file, sha256_file
+from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.loader.files import BadSampleError
-from ecgfounder_train.shards import ShardSet
-from ecgfounder_train.shards.manifest import MANIFEST_NAME, Manifest, read_manifest
+from ecgfounder_train.shards import INDEX_NAME, ShardSet
+from ecgfounder_train.shards.manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    IndexEntry,
+    Manifest,
+    read_manifest,
+)
 
 PARTIAL = ".partial"
 ATTEMPTS = 3
@@ -80,14 +86,16 @@ def open_shards(
             )
         return ShardSet.open(location)
     location = str(location).rstrip("/")
-    text = _fetch_small(f"{location}/{MANIFEST_NAME}")
+    text = _fetch_manifest(f"{location}/{MANIFEST_NAME}")
     folder = Path(cache_dir) / hashlib.sha256(text).hexdigest()[:16]
     try:
         with _locked(folder / ".lock"):
             with atomic_file(folder / MANIFEST_NAME) as handle:
                 handle.write(text)
             manifest = read_manifest(folder)
-            _fetch_index(f"{location}/{manifest.index.name}", folder, manifest)
+            if problem := manifest.size_problem():
+                raise UserError(f"{location}/{MANIFEST_NAME} is damaged: {problem}.")
+            _fetch_index(f"{location}/{INDEX_NAME}", folder / INDEX_NAME, manifest.index)
     except OSError as error:
         raise UserError(
             f"data.cache_dir={cache_dir} cannot be written: {error.strerror}. Set it to a folder "
@@ -398,34 +406,38 @@ def _is_still(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _fetch_small(url: str) -> bytes:
+def _fetch_manifest(url: str) -> bytes:
     try:
+        content = b""
         with _open_remote(url) as source:
-            content: bytes = source.read()
-            return content
+            # A stream may return less than was asked for before its end.
+            while len(content) <= MAX_MANIFEST_BYTES and (piece := source.read(_PIECE_BYTES)):
+                content += piece
     except Exception as error:
         raise UserError(
             f"Cannot read {url} ({type(error).__name__}: {error}). Set shards= to the folder that "
             "holds what scripts/prepare.py wrote, and check credentials and endpoint of the store."
         ) from error
+    if len(content) > MAX_MANIFEST_BYTES:
+        raise UserError(f"{url} is larger than {MAX_MANIFEST_BYTES:,} bytes: not a manifest.")
+    return content
 
 
-def _fetch_index(url: str, folder: Path, manifest: Manifest) -> None:
-    path, stated = folder / manifest.index.name, manifest.index
+def _fetch_index(url: str, path: Path, stated: IndexEntry) -> None:
     if path.is_file() and path.stat().st_size == stated.bytes:
-        # It was compared when it came; opening it looks at its two ends again.
+        # Its SHA-256 was compared when it was fetched; opening it checks its two ends again.
         return
     try:
-        with atomic_file(path) as handle, _open_remote(url) as source:
-            while piece := source.read(_PIECE_BYTES):
-                handle.write(piece)
+        with atomic_file(path) as handle:
+            got, digest = _copy(url, handle.fileno(), stated.bytes)
+            if (got, digest) != (stated.bytes, stated.sha256):
+                raise UserError(
+                    f"{url} is not the index of the manifest beside it. Copy the set again."
+                )
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"Cannot read {url} ({type(error).__name__}: {error}).") from error
-    if sha256_file(path) != stated.sha256:
-        path.unlink()
-        raise UserError(f"{url} is not the index of the manifest beside it. Copy the set again.")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
+from ecgfounder_train.core.ages import whole_years_array
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file
 
@@ -87,7 +88,7 @@ class Predictions:
             split: One name for all rows, or one per row.
             site: Where it was recorded.
             sex: "F" or "M".
-            age_years: Capped at 90.
+            age_years: Kept as whole years, capped at 90.
             native_fs: Sampling rate of the recording in Hz.
             fingerprints: By what: vocabulary, signal_profile, split, ...
             run_name: The run that made the model.
@@ -116,8 +117,10 @@ class Predictions:
             split=_texts("split", split, num_rows),
             site=_texts("site", site, num_rows),
             sex=_texts("sex", sex, num_rows),
-            age_years=_numbers(
-                "age_years", np.nan if age_years is None else age_years, num_rows, np.float32
+            age_years=whole_years_array(
+                _numbers(
+                    "age_years", np.nan if age_years is None else age_years, num_rows, np.float32
+                )
             ),
             native_fs=_numbers(
                 "native_fs", np.nan if native_fs is None else native_fs, num_rows, np.float32

@@ -1,6 +1,6 @@
 """From a catalog to shards: plan, crash-safe writer, index, manifest, verify."""
 
-from ecgfounder_train.shards.build import BuildOptions, build_shards, private_folder
+from ecgfounder_train.shards.build import BuildOptions, build_shards
 from ecgfounder_train.shards.engines import ExecutorOptions
 from ecgfounder_train.shards.index import INDEX_NAME, SEXES, index_dtype
 from ecgfounder_train.shards.manifest import (
@@ -41,7 +41,6 @@ __all__ = [
     "build_shards",
     "index_dtype",
     "plan_shards",
-    "private_folder",
     "read_manifest",
     "rebuild",
     "signal_checksum",

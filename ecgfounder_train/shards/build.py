@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import signal
 import sys
 import threading
@@ -18,6 +19,11 @@ from ecgfounder_train import __version__
 from ecgfounder_train.core.errors import RejectReason, UserError, did_you_mean
 from ecgfounder_train.core.files import atomic_file, sweep_partial_files
 from ecgfounder_train.core.fingerprints import canonical_json, fingerprint
+from ecgfounder_train.core.private_files import (
+    open_private_file,
+    open_private_folder,
+    private_folder,
+)
 from ecgfounder_train.core.progress import ProgressMeter
 from ecgfounder_train.core.pseudonyms import Secret
 from ecgfounder_train.core.settings import parse_settings
@@ -131,12 +137,6 @@ class BuildOptions:
         )
 
 
-def private_folder(folder: Path | str) -> Path:
-    """Return where the catalog, the ledger and the secret of a folder of shards are kept."""
-    folder = Path(folder)
-    return folder.with_name(folder.name + ".private")
-
-
 def build_shards(
     catalog: pl.DataFrame,
     folder: Path | str,
@@ -205,7 +205,9 @@ def build_shards(
         totals=Totals(len(catalog), 0, piles.unlabelled, {}, 0),
         package_version=__version__,
     )
-    _make_folders(folder, private, private / UNITS_FOLDER)
+    _make_folder(folder)
+    open_private_folder(private)
+    open_private_folder(private / UNITS_FOLDER)
     with only_build(private), _stop_on_sigterm():
         settings = {**_settings(draft), "format_version": FORMAT_VERSION}
         _check_same_settings(folder, private, settings)
@@ -485,20 +487,19 @@ def _increments(made: list[BuiltShard], plan: StoredPlan) -> tuple[IncrementEntr
     return tuple(entries)
 
 
-def _make_folders(folder: Path, private: Path, units: Path) -> None:
-    for path, mode in ((folder, 0o777), (private, 0o700), (units, 0o700)):
-        try:
-            path.mkdir(mode=mode, parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"Cannot make the folder {path}: {error.strerror}. Choose another shards= folder."
-            ) from error
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"Cannot make the folder {folder}: {error.strerror}. Choose another shards= folder."
+        ) from error
 
 
 @contextmanager
 def only_build(private: Path) -> Iterator[None]:
     """Hold the folder's lock; the kernel lets go of it when the process dies, however it dies."""
-    with open(private / "build.lock", "w") as handle:
+    with os.fdopen(open_private_file(private / "build.lock"), "w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

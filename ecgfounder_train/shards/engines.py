@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfounder_train.core.errors import UserError, did_you_mean
+from ecgfounder_train.core.private_files import open_private_folder
 from ecgfounder_train.core.settings import parse_settings
 from ecgfounder_train.records.profiles import SignalProfile
 from ecgfounder_train.shards.plan import PlannedShard
@@ -250,6 +251,9 @@ class DaskEngine:
             "distributed.scheduler.allowed-failures": _LOST_WORKERS,
             "distributed.comm.timeouts.connect": "30s",
             "distributed.admin.large-graph-warning-threshold": "1GB",
+            # Tasks hold paths of records: they never go to a worker's disk.
+            "distributed.worker.memory.target": False,
+            "distributed.worker.memory.spill": False,
             "distributed.nanny.pre-spawn-environ.POLARS_MAX_THREADS": 1,
             "distributed.worker.preload": [__name__],
             "distributed.deploy.lost-worker-timeout": f"{_LOST_JOB_S}s",
@@ -351,7 +355,7 @@ class DaskEngine:
         logs = Path(options.log_dir) if options.log_dir else self.scratch / "workers"
         keys = self.scratch / "tls"
         for folder in (logs, keys):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            open_private_folder(folder)
         refused = self._refused
 
         class Job(SLURMJob):  # type: ignore[misc]

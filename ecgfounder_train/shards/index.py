@@ -118,6 +118,12 @@ def write_index(path: Path, num_labels: int, pieces: Iterable[NDArray[np.void]],
     return digest.hexdigest()
 
 
+def index_bytes(num_labels: int, rows: int) -> int:
+    """Return the size of an index file of so many rows."""
+    dtype = index_dtype(num_labels)
+    return len(_npy_header(dtype, rows)) + rows * dtype.itemsize
+
+
 def _npy_header(dtype: np.dtype[np.void], rows: int) -> bytes:
     header = BytesIO()
     content = {"descr": dtype.descr, "fortran_order": False, "shape": (rows,)}

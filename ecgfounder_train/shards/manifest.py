@@ -1,6 +1,7 @@
 """The manifest: what a folder of shards is, in one JSON file written last."""
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -11,12 +12,25 @@ from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.core.fingerprints import fingerprint
 from ecgfounder_train.core.splits import SPLITS
+from ecgfounder_train.shards.index import INDEX_NAME, index_bytes
+from ecgfounder_train.shards.sample import SampleLayout
 
 MANIFEST_NAME = "manifest.json"
 REPORT_NAME = "data_report.html"
 """The page `prepare` ends with; it lies beside the shards and is no part of them."""
-FORMAT_VERSION = 1
-_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+FORMAT_VERSION = 2
+"""1: ages with decimals; 2: whole years, capped at 90."""
+_READABLE_VERSIONS = (1, 2)
+_logger = logging.getLogger(__name__)
+_remarked: set[Path] = set()
+MAX_MANIFEST_BYTES = 64 << 20
+"""HEEDB's 5,300 shards take one mebibyte. Parsed, JSON takes up to twenty times its size."""
+MAX_INDEX_BYTES = 16 << 30
+"""Index of about 100 million samples; HEEDB has 11 million."""
+_MAX_LENGTHS = {"leads": 16, "labels": 10_000, "sites": 65_535, "shards": 250_000}
+"""Longest lists. The index keeps leads as 16 bits and a site's place in 2 bytes."""
+_MAX_WINDOW_SAMPLES = 1 << 24
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}\.tar")
 FINGERPRINTS = ("vocabulary", "signal_profile", "signal_build", "split", "secret")
 
 
@@ -131,6 +145,31 @@ class Manifest:
         shards = [[entry.name, entry.split, entry.sha256] for entry in self.shards]
         return fingerprint([self.format_version, self.fingerprints, self.index.sha256, shards])
 
+    @property
+    def layout(self) -> SampleLayout:
+        """Where the parts of a sample lie in its block."""
+        return SampleLayout(len(self.leads), self.num_samples, len(self.labels))
+
+    def size_problem(self) -> str | None:
+        """Return which stated size contradicts the stated counts, None if none does."""
+        layout = self.layout
+        for entry in self.shards:
+            if entry.bytes != layout.shard_bytes(entry.num_samples):
+                return (
+                    f"shard {entry.name} is said to have {entry.bytes:,} bytes, but its "
+                    f"{entry.num_samples:,} samples take {layout.shard_bytes(entry.num_samples):,}"
+                )
+        rows = sum(entry.num_samples for entry in self.shards)
+        due = index_bytes(len(self.labels), rows)
+        if (self.index.rows, self.index.bytes) != (rows, due):
+            return (
+                f"the index is said to have {self.index.rows:,} rows in {self.index.bytes:,} "
+                f"bytes, but the shards' {rows:,} samples take {due:,}"
+            )
+        if due > MAX_INDEX_BYTES:
+            return f"an index of {due:,} bytes is larger than {MAX_INDEX_BYTES:,}"
+        return None
+
     def to_json(self) -> str:
         """Return the file's text; equal manifests give equal text."""
         return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
@@ -159,27 +198,37 @@ def read_manifest(folder: Path | str) -> Manifest:
             )
         raise UserError(f"There is no folder {folder}. Set shards= to what prepare wrote.")
     try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise ValueError(f"larger than {MAX_MANIFEST_BYTES:,} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
             f"{folder} holds no {MANIFEST_NAME}: it is no folder of shards, or its build was not "
             "finished. Run prepare with the same arguments to finish it."
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is cut or damaged ({error}). Run prepare with the same arguments: it writes "
             "the manifest anew and keeps the shards."
         ) from error
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
+    if version not in _READABLE_VERSIONS:
         raise UserError(
             f"{path} has format version {version!r}; this version of ecgfounder_train reads "
-            f"{FORMAT_VERSION}. Prepare the shards again, or use the version that wrote them "
+            f"{' and '.join(map(str, _READABLE_VERSIONS))}. Prepare the shards again, or use the "
+            "version that wrote them "
             f"({content.get('package_version') if isinstance(content, dict) else 'unknown'})."
+        )
+    if version < FORMAT_VERSION and folder not in _remarked:
+        _remarked.add(folder)
+        _logger.warning(
+            "%s has format 1: its ages have decimals, from which intervals between recordings can "
+            "be computed. Do not share it; prepare it again into another shards= folder.",
+            folder,
         )
     try:
         return _parse(content)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{path} is damaged: {error}. Run prepare with the same arguments: it writes the "
             "manifest anew and keeps the shards."
@@ -203,18 +252,43 @@ def _parse(content: Mapping[str, Any]) -> Manifest:
     for name in ("fingerprints", "vocabulary", "plan", "signal", "split", "dropped_stages"):
         if not isinstance(content[name], dict):
             raise ValueError(f"{name} is no object")
-    if not (type(manifest.num_samples) is int and manifest.num_samples > 0 and manifest.leads):
-        raise ValueError(f"no shape: {manifest.num_samples!r} samples, leads {manifest.leads!r}")
+    _check_shape(manifest)
     if missing := sorted(set(FINGERPRINTS) - manifest.fingerprints.keys()):
         raise ValueError(f"without the fingerprints {', '.join(missing)}")
-    if not isinstance(manifest.vocabulary.get("labels"), list):
-        raise ValueError("without the vocabulary's labels")
     for entry in manifest.shards:
         if entry.split not in SPLITS:
             raise ValueError(f"split {entry.split!r} is none of {', '.join(SPLITS)}")
+        # Names are joined to folders and URLs: anything else could lead out of them.
         if not _SHARD_NAME.fullmatch(entry.name):
-            raise ValueError(f"shard name {entry.name!r} is no plain file name")
+            raise ValueError(f"shard name {entry.name!r} is not a plain file name NAME.tar")
+    if len({entry.name for entry in manifest.shards}) < len(manifest.shards):
+        raise ValueError("two shards have the same name")
+    if manifest.index.name != INDEX_NAME:
+        raise ValueError(f"index name {manifest.index.name!r} is not {INDEX_NAME}")
     return manifest
+
+
+def _check_shape(manifest: Manifest) -> None:
+    """Raise ValueError unless shape and lists are what an index and a tar can hold."""
+    labels = manifest.vocabulary.get("labels")
+    if not isinstance(labels, list):
+        raise ValueError("without the vocabulary's labels")
+    lists = {
+        "leads": manifest.leads,
+        "labels": labels,
+        "sites": manifest.sites,
+        "shards": manifest.shards,
+    }
+    for name, items in lists.items():
+        if len(items) > _MAX_LENGTHS[name]:
+            raise ValueError(f"{len(items):,} {name}, more than {_MAX_LENGTHS[name]:,}")
+        if name != "shards" and not all(isinstance(item, str) for item in items):
+            raise ValueError(f"{name} are not all text")
+    samples = manifest.num_samples
+    if not (type(samples) is int and 0 < samples <= _MAX_WINDOW_SAMPLES and manifest.leads):
+        raise ValueError(f"no shape: {samples!r} samples, leads {manifest.leads!r}")
+    if type(manifest.fs) not in (int, float) or not 0 < manifest.fs < 1e6:
+        raise ValueError(f"fs is {manifest.fs!r} Hz")
 
 
 def _entry(kind: Any, content: Mapping[str, Any]) -> Any:

@@ -7,9 +7,10 @@ from typing import Any
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import sweep_partial_files
+from ecgfounder_train.core.private_files import open_private_folder, private_folder
 from ecgfounder_train.core.progress import ProgressMeter
 from ecgfounder_train.records.profiles import SignalProfile
-from ecgfounder_train.shards.build import PLACE_NAME, only_build, private_folder
+from ecgfounder_train.shards.build import PLACE_NAME, only_build
 from ecgfounder_train.shards.increments import PLAN_NAME, read_plan
 from ecgfounder_train.shards.manifest import Manifest, read_manifest
 from ecgfounder_train.shards.verify import verify
@@ -43,7 +44,7 @@ def rebuild(
     private = Path(private) if private is not None else private_folder(folder)
     manifest = read_manifest(folder)
     numbers = _numbers(folder, manifest, which, private)
-    plan = read_plan(private)
+    plan = read_plan(open_private_folder(private))
     if plan is None or [name for name, _, _ in plan.shards] != [e.name for e in manifest.shards]:
         raise UserError(
             f"{private / PLAN_NAME}, which says what is in which shard, is missing or of other "

@@ -47,8 +47,7 @@ class ShardSet:
     @cached_property
     def layout(self) -> SampleLayout:
         """Where the parts of a sample lie in its block."""
-        manifest = self.manifest
-        return SampleLayout(len(manifest.leads), manifest.num_samples, len(manifest.labels))
+        return self.manifest.layout
 
     def __len__(self) -> int:
         """Return the number of samples of all splits."""

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import PARTIAL_MARK, sha256_file
+from ecgfounder_train.core.private_files import private_folder
 from ecgfounder_train.core.progress import ProgressMeter
 from ecgfounder_train.core.splits import SPLITS
 from ecgfounder_train.records.profiles import SignalProfile
-from ecgfounder_train.shards.build import private_folder
 from ecgfounder_train.shards.index import INDEX_NAME, index_row, open_index
 from ecgfounder_train.shards.ledger import REJECTS_NAME
 from ecgfounder_train.shards.manifest import MANIFEST_NAME, REPORT_NAME, Manifest, read_manifest
@@ -210,7 +210,7 @@ def _check_shards(
     seed: int,
     report: VerifyReport,
 ) -> None:
-    layout = SampleLayout(len(manifest.leads), manifest.num_samples, len(manifest.labels))
+    layout = manifest.layout
     chosen: NDArray[np.int64] | None = None
     if sample is not None:
         rng = np.random.default_rng(seed)

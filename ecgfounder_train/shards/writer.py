@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfounder_train.catalog.build import OLDEST_YEARS
+from ecgfounder_train.core.ages import whole_years
 from ecgfounder_train.core.errors import RejectedRecordError, RejectReason, UserError
 from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.labels.packing import unpack
@@ -232,7 +232,7 @@ def _samples(
                 "native_fs": float(np.float32(profiled.native_fs)),
                 "site": row["site"],
                 "sex": row["sex"] or sex,
-                "age_years": None if age is None else round(age, 2),
+                "age_years": whole_years(age),
                 "patient_key": row["patient_key"] or "",
             },
         )
@@ -250,7 +250,7 @@ def header_facts(comments: Sequence[str]) -> tuple[float | None, str | None]:
     age, sex = None, None
     for comment in comments:
         if age is None and (match := _AGE.match(comment)):
-            age = float(match[1]) if float(match[1]) <= OLDEST_YEARS else 90.0
+            age = float(match[1])
         if sex is None and (match := _SEX.match(comment)):
             sex = match[1][0].upper()
     return age, sex

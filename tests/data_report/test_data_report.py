@@ -18,6 +18,7 @@ from ecgfounder_train.catalog.facts import (
     count_together,
 )
 from ecgfounder_train.core.errors import RejectReason, UserError
+from ecgfounder_train.core.private_files import private_folder
 from ecgfounder_train.data_report import (
     REPORT_NAME,
     STRIPS_NAME,
@@ -31,7 +32,7 @@ from ecgfounder_train.data_report.strips import _readable
 from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.records import EcgRecord
 from ecgfounder_train.records.sources import SourceTable
-from ecgfounder_train.shards import BuildOptions, ShardSet, private_folder
+from ecgfounder_train.shards import BuildOptions, ShardSet
 
 MIN_CELL = 10
 

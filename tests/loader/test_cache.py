@@ -1,5 +1,7 @@
 """Shards behind S3, HTTP or a slow file system: whole copies, checked, within a bound, shared."""
 
+import hashlib
+import json
 import multiprocessing
 import os
 import shutil
@@ -525,3 +527,84 @@ def wait_for(condition: object) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def _altered_store(shards: ShardSet, tmp_path: Path, changes: dict[str, Any], body: bytes) -> Path:
+    """Return a folder whose manifest is altered and whose files of other names hold `body`."""
+    folder = tmp_path / "store"
+    folder.mkdir()
+    content = json.loads((shards.folder / "manifest.json").read_text())
+    for key, value in changes.items():
+        content[key] = {**content[key], **value} if isinstance(value, dict) else value
+    (folder / "manifest.json").write_text(json.dumps(content))
+    (folder / "index.npy").write_bytes(body)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["/{victim}", "../../{victim}", "manifest.json", ".lock", "a/b"])
+@pytest.mark.parametrize("right_digest", [True, False])
+def test_store_cannot_name_another_file_as_its_index(
+    tiny_shards: ShardSet, tmp_path: Path, name: str, right_digest: bool
+) -> None:
+    victim, body = tmp_path / "victim", b"rm -rf ~\n"
+    victim.write_text("mine")
+    named = name.format(victim=str(victim).lstrip("/") if name.startswith("/") else "victim")
+    digest = hashlib.sha256(body).hexdigest() if right_digest else "0" * 64
+    entry = {"name": named, "bytes": len(body), "sha256": digest}
+    folder = _altered_store(tiny_shards, tmp_path, {"index": entry}, body)
+    with (
+        served(folder, _Quiet) as url,
+        pytest.raises(UserError, match="index name"),
+    ):
+        opened(url, tmp_path / "cache" / "deep")
+    assert victim.read_text() == "mine"
+
+
+def test_index_of_a_wrong_digest_never_takes_the_name(
+    tiny_shards: ShardSet, tmp_path: Path
+) -> None:
+    body = bytes(tiny_shards.manifest.index.bytes)
+    folder = _altered_store(tiny_shards, tmp_path, {}, body)
+    with pytest.raises(UserError, match="not the index of the manifest"):
+        opened(folder, tmp_path / "cache")
+    left = [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert sorted(left) == [".lock", "manifest.json"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"index": {"bytes": 10**15}}, "the shards' .* samples take"),
+        ({"num_samples": 10**9}, "no shape"),
+        ({"num_samples": 10**4}, "samples take"),
+        ({"leads": ["I"] * 17}, "17 leads"),
+        ({"sites": [1]}, "not all text"),
+        ({"fs": "fast"}, "fs is"),
+        ({"vocabulary": {"labels": ["a"] * 10_001}}, "10,001 labels"),
+        ({"totals": {"found": -1}}, "found is -1"),
+        ({"shards": 7}, "not iterable"),
+        ({"sites": None}, "not iterable"),
+    ],
+)
+def test_sizes_of_a_store_are_compared_before_anything_is_fetched(
+    tiny_shards: ShardSet, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    folder = _altered_store(tiny_shards, tmp_path, changes, b"")
+    with pytest.raises(UserError, match=message):
+        opened(folder, tmp_path / "cache")
+
+
+def test_endless_manifest_is_not_read_to_its_end(
+    tiny_shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ecgfounder_train.loader.cache.MAX_MANIFEST_BYTES", 1000)
+    with pytest.raises(UserError, match="larger than 1,000 bytes"):
+        opened(tiny_shards.folder, tmp_path / "cache")
+
+
+def test_two_shards_of_one_name_are_refused(tiny_shards: ShardSet, tmp_path: Path) -> None:
+    entries = [dict(vars(entry)) for entry in tiny_shards.manifest.shards]
+    entries[1] = entries[0]
+    folder = _altered_store(tiny_shards, tmp_path, {"shards": entries}, b"")
+    with pytest.raises(UserError, match="two shards have the same name"):
+        opened(folder, tmp_path / "cache")

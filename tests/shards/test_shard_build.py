@@ -1,6 +1,7 @@
 """Building shards: totals add up, kills change nothing, nothing private gets out."""
 
 import csv
+import json
 import random
 import shutil
 import signal
@@ -96,13 +97,39 @@ def test_plain_webdataset_and_index_agree_with_the_records(archive: Archive) -> 
     [
         (" Age: 63", 63.0),
         ("Age - 63", 63.0),
-        ("age: 104", 90.0),
+        ("age: 104", 104.0),
         ("Age: -1", None),
         ("age:-63", None),
     ],
 )
 def test_a_negative_age_in_a_header_is_unknown(comment: str, age: float | None) -> None:
     assert header_facts([comment]) == (age, None)
+
+
+def test_ages_outside_the_private_folder_are_whole_years_capped_at_90(
+    archive: Archive, tmp_path: Path
+) -> None:
+    ages = pl.Series("age_years", [71.53, 89.2, 0.7, None], pl.Float32)
+    rows = archive.catalog.with_columns(ages.gather(np.arange(len(archive.catalog)) % 4))
+    shard_archive.build(rows, archive.root, tmp_path / "shards")
+    shards = ShardSet.open(tmp_path / "shards")
+    known = [age for age in shards.index["age_years"].tolist() if age == age]
+    assert set(known) == {71.0, 90.0, 0.0, 57.0}
+    for row in range(len(shards)):
+        age = shards.read_sample(row).facts["age_years"]
+        assert age == shards.index["age_years"][row]
+
+
+def test_shards_of_the_former_format_load_with_a_remark(
+    archive: Archive, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = shutil.copytree(archive.shards, tmp_path / "former")
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "format_version": 1}))
+    for _ in range(2):
+        assert len(ShardSet.open(folder)) == content["totals"]["windows"]
+    assert [record.message.count("Do not share it") for record in caplog.records] == [1]
 
 
 def test_index_offsets_give_the_bytes_tarfile_gives(archive: Archive) -> None:

@@ -101,7 +101,7 @@ def change_manifest(folder: Path, change: Callable[[dict], None]) -> None:  # ty
 
 
 def newer_manifest(folder: Path) -> None:
-    change_manifest(folder, lambda content: content.update(format_version=2))
+    change_manifest(folder, lambda content: content.update(format_version=3))
 
 
 def lose_a_record(folder: Path) -> None:
@@ -159,7 +159,7 @@ DAMAGE = [
     (newer_manifest, "manifest.json", "format version 2", "format version 2"),
     (lose_a_record, "manifest.json", "totals do not add up", None),
     (other_profile, "manifest.json", "fingerprint signal_build", None),
-    (foreign_shard_path, "manifest.json", "no plain file name", "no plain file name"),
+    (foreign_shard_path, "manifest.json", "not a plain file name", "not a plain file name"),
     (remove_index, "index.npy", "missing", "index.npy is missing"),
     (cut_index, "index.npy", "cut or damaged", "cut or damaged"),
     (foreign_index, "index.npy", "SHA-256", "does not belong to the manifest"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
+from ecgfounder_train.core.ages import CAPPED_YEARS, OLDEST_YEARS
 from ecgfounder_train.core.cells import CellSplitter, take_lists
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.records.sources.file_names import match_rows, parse_file_names
@@ -21,8 +22,6 @@ from ecgfounder_train.records.sources.table import (
 from ecgfounder_train.records.storage import list_files
 
 DAYS_PER_YEAR = 365.25
-OLDEST_YEARS = 89.0
-"""Ages above are shown as 90, as the archive's own rules have it."""
 _HEADERS_AT_ONCE = 1_000_000
 
 
@@ -72,7 +71,7 @@ def read_metadata(path: Path, name: str, prefix: str, years: bool = False) -> Si
         [names.places, names.hashes, table.drop("file_name")], how="horizontal"
     ).with_columns(
         pl.when(in_years > OLDEST_YEARS)
-        .then(90.0)
+        .then(CAPPED_YEARS)
         .when(in_years > 0)
         .then(in_years)
         .cast(pl.Float32)
