@@ -34,6 +34,7 @@ class RejectReason(StrEnum):
     MISSING_SIGNAL_FILE = "missing_signal_file"
     TRUNCATED_SIGNAL = "truncated_signal"
     UNREADABLE_SIGNAL = "unreadable_signal"
+    UNEXPECTED_ERROR = "unexpected_error"
     UNSUPPORTED_FORMAT = "unsupported_format"
     UNKNOWN_UNITS = "unknown_units"
     MISSING_LEADS = "missing_leads"

@@ -10,6 +10,7 @@ EXPLANATIONS: Mapping[RejectReason, str] = {
     RejectReason.MISSING_SIGNAL_FILE: "The header names a signal file that is not there.",
     RejectReason.TRUNCATED_SIGNAL: "The signal file is shorter than its header says.",
     RejectReason.UNREADABLE_SIGNAL: "The signal file cannot be decoded.",
+    RejectReason.UNEXPECTED_ERROR: "Its content made the reader or the filters fail.",
     RejectReason.UNSUPPORTED_FORMAT: "The signal is stored in a format that is not read.",
     RejectReason.UNKNOWN_UNITS: "The unit of the signal is not known, so neither is its amplitude.",
     RejectReason.MISSING_LEADS: "A lead that the profile needs is not in the record.",

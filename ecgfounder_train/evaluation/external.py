@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ecgfounder_train.core.errors import RejectedRecordError, UserError
 from ecgfounder_train.core.progress import track
 from ecgfounder_train.core.pseudonyms import Secret
+from ecgfounder_train.core.untrusted import reject_unexpected
 from ecgfounder_train.evaluation.predict import check_crops, predict_windows
 from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.labels.maps import LabelMap
@@ -158,7 +159,8 @@ def predict_external(
         paths = external.frame["record_path"].to_list()
         for row, path in enumerate(track(paths, f"evaluating {external.name}", len(paths))):
             try:
-                record = trained.profile.apply(external.read(path), sites[row])
+                with reject_unexpected():
+                    record = trained.profile.apply(external.read(path), sites[row])
             except RejectedRecordError as error:
                 rejected[error.reason.value] += 1
                 details.setdefault(error.reason.value, error.detail)

@@ -14,6 +14,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogFormatter, NullFormatter
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")
 """Told apart with every common colour blindness (Okabe and Ito 2008), the yellow left out: it does
@@ -48,6 +49,7 @@ _STYLE: Any = {
     "axes.axisbelow": True,
     "xtick.color": INK,
     "ytick.color": INK,
+    "text.parse_math": False,  # a label may hold dollar signs, and be no formula
     "legend.frameon": False,
     "legend.fontsize": 8.0,
     "svg.fonttype": "none",  # text stays text: a tenth of the size, and it can be searched
@@ -84,6 +86,7 @@ def figure_svg(figure: Figure) -> str:
     """
     buffer = io.StringIO()
     with house_style():
+        _write_powers_as_numbers(figure)
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
@@ -98,6 +101,16 @@ def figure_svg(figure: Figure) -> str:
     return text.strip()
 
 
+def _write_powers_as_numbers(figure: Figure) -> None:
+    """Replace matplotlib's own tick labels of logarithmic axes, which are formulas."""
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if isinstance(axis.get_major_formatter(), LogFormatter):
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            if isinstance(axis.get_minor_formatter(), LogFormatter):
+                axis.set_minor_formatter(NullFormatter())
+
+
 def _shorten(path_data: re.Match[str]) -> str:
     return " " + re.sub(r"(\.\d\d)\d+", r"\1", " ".join(path_data[0].split()))
 
@@ -106,5 +119,6 @@ def figure_png(figure: Figure, dpi: int = 160) -> bytes:
     """Return the figure as PNG, for what is too dense for SVG."""
     buffer = io.BytesIO()
     with house_style():
+        _write_powers_as_numbers(figure)
         figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ecgfounder_train.core.errors import RejectedRecordError, RejectReason, UserError
+from ecgfounder_train.core.untrusted import reject_unexpected
 from ecgfounder_train.evaluation.predict import collate_windows, window_arrays
 from ecgfounder_train.inference.checks import (
     check_signal,
@@ -136,21 +137,24 @@ def prepare(
     prepared = PreparedRecord(reference)
     record: EcgRecord | None = None
     try:
-        record, remarks = resolved_record(reference, profile, derive_leads)
-        prepared = replace(
-            prepared,
-            remarks=(*remarks, *check_signal(record, profile)),
-            fs=record.fs,
-            duration_s=record.signal.shape[1] / record.fs,
-        )
-        profiled = profile.apply(record)
+        with reject_unexpected():
+            record, remarks = resolved_record(reference, profile, derive_leads)
+            prepared = replace(
+                prepared,
+                remarks=(*remarks, *check_signal(record, profile)),
+                fs=record.fs,
+                duration_s=record.signal.shape[1] / record.fs,
+            )
+            profiled = profile.apply(record)
+            windows = check_windows(record, profiled, profile)
+    except UserError as error:
+        return replace(prepared, status=RejectReason.UNEXPECTED_ERROR.value, detail=str(error))
     except RejectedRecordError as error:
         detail = error.detail
         if error.reason in (RejectReason.AMPLITUDE, RejectReason.SATURATED) and record is not None:
             swing = typical_swing(np.nan_to_num(record.signal), record.fs)
             detail += f"; typical swing {swing:.3g} mV, {unit_hint(swing)}"
         return replace(prepared, status=error.reason.value, detail=detail)
-    windows = check_windows(record, profiled, profile)
     return replace(prepared, profiled=profiled, remarks=(*prepared.remarks, *windows))
 
 

@@ -7,8 +7,9 @@ from textwrap import shorten
 
 import numpy as np
 
-from ecgfounder_train.core.errors import RejectedRecordError
+from ecgfounder_train.core.errors import RejectedRecordError, UserError
 from ecgfounder_train.core.private_files import open_private_folder
+from ecgfounder_train.core.untrusted import reject_unexpected
 from ecgfounder_train.figures import Cell, Column, HtmlPage, strip_figure
 from ecgfounder_train.inference.pipeline import OK, RecordResult, resolved_record
 from ecgfounder_train.inference.table import OutputTable
@@ -141,10 +142,14 @@ def _ranked(
 
 def _signal(result: RecordResult, table: OutputTable, derive_leads: bool) -> EcgRecord | None:
     try:
-        return resolved_record(result.prepared.reference, table.trained.profile, derive_leads)[0]
-    except RejectedRecordError:
+        with reject_unexpected():
+            return resolved_record(result.prepared.reference, table.trained.profile, derive_leads)[
+                0
+            ]
+    except (RejectedRecordError, UserError):
         pass
     try:
-        return result.prepared.reference.read().record
-    except RejectedRecordError:
+        with reject_unexpected():
+            return result.prepared.reference.read().record
+    except (RejectedRecordError, UserError):
         return None

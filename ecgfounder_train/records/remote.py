@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ecgfounder_train.core.errors import RejectedRecordError, RejectReason
+from ecgfounder_train.core.untrusted import reject_unexpected
 from ecgfounder_train.records.header import (
     MAX_HEADER_BYTES,
     RecordHeader,
@@ -35,7 +36,9 @@ def read_remote_record(root: str, record_path: str, options: Options | None = No
     folder = url.rsplit("/", 1)[0]
     if is_lean(header):
         names = dict.fromkeys(spec.file_name for spec in header.signals)
-        return decode_record(header, {name: _signal(f"{folder}/{name}", options) for name in names})
+        files = {name: _signal(f"{folder}/{name}", options) for name in names}
+        with reject_unexpected():
+            return decode_record(header, files)
     # Other formats are read by `wfdb`, which wants files.
     with tempfile.TemporaryDirectory(prefix="ecgfounder-record-") as local:
         _copy(url, Path(local), header, options)
@@ -64,7 +67,9 @@ def fetched(
 
 
 def _header(url: str, options: Options | None) -> RecordHeader:
-    return parse_header(decode_header(_header_bytes(url, options)))
+    content = _header_bytes(url, options)
+    with reject_unexpected(RejectReason.UNREADABLE_HEADER):
+        return parse_header(decode_header(content))
 
 
 def _header_bytes(url: str, options: Options | None) -> bytes:

@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ecgfounder_train.core.ages import whole_years
 from ecgfounder_train.core.errors import RejectedRecordError, RejectReason, UserError
 from ecgfounder_train.core.files import atomic_file
+from ecgfounder_train.core.untrusted import reject_unexpected
 from ecgfounder_train.labels.packing import unpack
 from ecgfounder_train.records import EcgRecord, read_record
 from ecgfounder_train.records.profiles import ProfiledRecord, SignalProfile
@@ -130,8 +131,11 @@ def build_shard(
             rows_of_plan, place.reads(planned.records["record_path"]), strict=True
         ):
             try:
-                record = read()
-                profiled = profile.apply(record, row["site"])
+                # What a remote storage raises says nothing about the record.
+                with nullcontext() if is_remote(place.root) else reject_unexpected(keep=(OSError,)):
+                    record = read()
+                with reject_unexpected():
+                    profiled = profile.apply(record, row["site"])
             except RejectedRecordError as error:
                 rejects.append(
                     (row["record_path"], row["record_key"], error.reason.value, error.detail)

@@ -11,6 +11,7 @@ holds no path and no identifier; what had to be assumed becomes a `Remark`.
 from pathlib import Path
 
 from ecgfounder_train.core.errors import RejectedRecordError, RejectReason, UserError
+from ecgfounder_train.core.untrusted import check_num_records, reject_unexpected
 from ecgfounder_train.inference.inputs import (
     delimited_files,
     dicom_files,
@@ -72,8 +73,11 @@ def list_items(path: Path) -> tuple[str, ...]:
     if found is None or found.items is None:
         return ("",)
     try:
-        return tuple(found.items(path))
-    except RejectedRecordError:
+        with reject_unexpected(RejectReason.UNREADABLE_SIGNAL):
+            names = found.items(path)
+            check_num_records(len(names))
+            return tuple(names)
+    except (RejectedRecordError, UserError):
         return ("",)
 
 
@@ -94,12 +98,13 @@ def read_file(
         raise RejectedRecordError(
             RejectReason.UNSUPPORTED_FORMAT, f"none of the known formats ({known})"
         )
-    if not item and found.items is not None:
-        names = found.items(path)
-        if len(names) > 1:
-            raise UserError(f"The file holds {len(names)} recordings; say which one.")
-        item = names[0]
-    return found.read(path, item, options or InputOptions())
+    with reject_unexpected(RejectReason.UNREADABLE_SIGNAL):
+        if not item and found.items is not None:
+            names = found.items(path)
+            if len(names) > 1:
+                raise UserError(f"The file holds {len(names)} recordings; say which one.")
+            item = names[0]
+        return found.read(path, item, options or InputOptions())
 
 
 __all__ = [
