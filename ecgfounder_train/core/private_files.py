@@ -64,7 +64,7 @@ def open_private_folder(folder: Path | str) -> Path:
     return folder
 
 
-def open_private_file(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:
+def open_private_file(path: Path | str, flags: int = os.O_RDWR | os.O_CREAT) -> int:
     """Return a descriptor of a file that only its owner can read, under any umask."""
     descriptor = os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
     os.fchmod(descriptor, FILE_MODE)

@@ -38,9 +38,11 @@ def reject_unexpected(
     """
     try:
         yield
-    except (RejectedRecordError, UserError, *keep):
+    except (RejectedRecordError, UserError):
         raise
     except Exception as error:
+        if isinstance(error, keep):
+            raise
         raise RejectedRecordError(reason, f"unexpected {error_kind(error)}") from None
 
 
