@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import TypeVar
@@ -9,15 +10,17 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from ecgfounder_train.core.logging import Cadence, get_logger
+
 Item = TypeVar("Item")
-LOG_INTERVAL_S = 10.0
+log = get_logger(__name__)
+RATE_WINDOW_S = 60.0
 
 
 class ProgressMeter:
-    """Shows how far, how fast and how long still, on stderr; a context manager.
+    """Shows progress, rate and time left on stderr; a context manager.
 
-    The rate is that of this process since it began: what a resumed run had done before is in
-    `done` but not in the rate.
+    The rate is that of the last minute: a mean since the start hides that a job has slowed down.
 
     Args:
         description: What is being done, in a few words.
@@ -35,7 +38,8 @@ class ProgressMeter:
         self.unit = unit
         self.done = self._first = done
         self.note = ""
-        self._start = self._last_line = time.monotonic()
+        self._cadence = Cadence()
+        self._points = deque([(time.monotonic(), done)])
         console = Console(file=sys.stderr)
         self._bar: Progress | None = None
         self._enabled = enabled
@@ -65,8 +69,9 @@ class ProgressMeter:
 
     @property
     def rate(self) -> float:
-        """Units per second since the meter was made."""
-        return (self.done - self._first) / max(time.monotonic() - self._start, 1e-9)
+        """Units per second over the last minute."""
+        start_s, start = self._points[0]
+        return (self.done - start) / max(time.monotonic() - start_s, 1e-9)
 
     def update(self, done: int, note: str = "") -> None:
         """Show that `done` units of the total are done; `note` is shown until the next one."""
@@ -74,16 +79,24 @@ class ProgressMeter:
         self.note = note or self.note
         if not self._enabled:
             return
-        left_s = (self.total - self.done) / max(self.rate, 1e-9)
-        tail = f"{self.rate:,.0f} {self.unit}/s, {format_duration(left_s)} left"
-        tail += f", {self.note}" if self.note else ""
         now = time.monotonic()
+        while len(self._points) > 1 and now - self._points[1][0] >= RATE_WINDOW_S:
+            self._points.popleft()
+        if now - self._points[-1][0] >= 1.0:
+            self._points.append((now, self.done))
         if self._bar:
-            self._bar.update(self._task, completed=self.done, tail=tail)
-        elif now - self._last_line >= LOG_INTERVAL_S or self.done >= self.total:
-            self._last_line = now
-            line = f"{self.description}: {self.done:,}/{self.total:,} {self.unit}, {tail}"
-            print(line, file=sys.stderr, flush=True)
+            self._bar.update(self._task, completed=self.done, tail=self._tail())
+        elif self._cadence.is_due() or self.done >= self.total:
+            count = f"{self.done:,}/{self.total:,} {self.unit}"
+            log.info("%s: %s, %s", self.description, count, self._tail())
+
+    def _tail(self) -> str:
+        if self.done == self._first:
+            return "starting"
+        rate = self.rate
+        left = format_duration((self.total - self.done) / rate) if rate > 0 else "unknown time"
+        tail = f"{rate:,.0f} {self.unit}/s, {left} left"
+        return f"{tail}, {self.note}" if self.note else tail
 
 
 def track(

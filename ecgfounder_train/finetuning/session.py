@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.core.fingerprints import fingerprint
-from ecgfounder_train.core.ranks import is_rank_zero
+from ecgfounder_train.core.ranks import is_rank_zero, require_launch
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.finetuning.crops import check_crops
 from ecgfounder_train.finetuning.module import FinetuneModule, RegressionModule
@@ -67,6 +67,7 @@ class Finetuning:
         self.run = RunDirectory.of(config["paths"]["runs"], config["run"])
         self.numbers = RunSettings.from_config(config)
         self.trainer = TrainerSettings.from_config(config["trainer"])
+        require_launch(self.trainer.devices, self.trainer.num_nodes)
         DataSettings.from_config(config["data"]).per_rank(self.trainer.world_size)
         if self.mode == "linear_probe" and self.trainer.world_size > 1:
             raise UserError("mode=linear_probe is solved in one process: use one device.")

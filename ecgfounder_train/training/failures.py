@@ -24,12 +24,12 @@ from typing import Any
 import torch
 import torch.distributed
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from typing_extensions import override
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.ranks import is_rank_zero, process_rank
 from ecgfounder_train.core.run_directory import RunDirectory
+from ecgfounder_train.training.launch import JobEnvironment, RankLauncher
 from ecgfounder_train.training.lines import Lines, can_be_watched
 
 GIVE_UP_S = 12.0
@@ -221,7 +221,7 @@ def _tell_torchrun(error: BaseException) -> None:
 
 
 class OwnRanksStrategy(DDPStrategy):
-    """DDP whose further ranks on this machine are watched by `_Launcher`, other nodes by `Lines`.
+    """DDP whose further ranks on this machine are watched by `_watch`, other nodes by `Lines`.
 
     Lightning's own observer kills rank 0 together with the rest, before it can say why. And it
     takes the devices that a rank sees for the ranks of its node, which they are not where a batch
@@ -282,26 +282,16 @@ class OwnRanksStrategy(DDPStrategy):
 
     @override
     def _configure_launcher(self) -> None:
-        assert self.cluster_environment is not None
-        if not self.cluster_environment.creates_processes_externally:
-            self._launcher = _Launcher(
-                self._run_directory, self.cluster_environment, self.num_processes, self.num_nodes
+        environment = self.cluster_environment
+        assert isinstance(environment, JobEnvironment)
+        if not environment.creates_processes_externally:
+            self._launcher = RankLauncher(
+                environment, self.num_processes, self.num_nodes, self._watch_ranks
             )
 
-
-class _Launcher(_SubprocessScriptLauncher):
-    def __init__(self, run: RunDirectory, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._note = FailureNote(run)
-
-    @override
-    def launch(self, function: Any, *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
-        self.cluster_environment.validate_settings(
-            num_devices=self.num_processes, num_nodes=self.num_nodes
-        )
-        self._call_children_scripts()
-        threading.Thread(target=_watch, args=(self.procs, self._note), daemon=True).start()
-        return function(*args, **kwargs)
+    def _watch_ranks(self, ranks: Sequence["subprocess.Popen[bytes]"]) -> None:
+        note = FailureNote(self._run_directory)
+        threading.Thread(target=_watch, args=(ranks, note), daemon=True).start()
 
 
 def _watch(ranks: Sequence["subprocess.Popen[bytes]"], note: FailureNote) -> None:

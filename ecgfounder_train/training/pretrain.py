@@ -15,7 +15,7 @@ from ecgfounder_train.core.commands import command
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.core.fingerprints import fingerprint
-from ecgfounder_train.core.ranks import is_rank_zero
+from ecgfounder_train.core.ranks import is_rank_zero, require_launch
 from ecgfounder_train.core.run_directory import COMMAND_MARK, RunDirectory
 from ecgfounder_train.loader.cache import is_url, open_shards
 from ecgfounder_train.loader.datamodule import ShardDataModule
@@ -68,6 +68,7 @@ def train(config: Mapping[str, Any]) -> int:
     # First everything that can be wrong, then the first file.
     RunSettings.from_config(config)
     settings = TrainerSettings.from_config(config["trainer"])
+    require_launch(settings.devices, settings.num_nodes)
     data = DataSettings.from_config(config["data"])
     data.per_rank(settings.world_size)
     # From here on a rank may fail alone, as one whose node does not see the shards.

@@ -1,6 +1,5 @@
 """The Lightning Trainer as this project needs it, and the facts about where it runs."""
 
-import logging
 import os
 import platform
 import warnings
@@ -12,15 +11,14 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.logging import quieten_libraries
+from ecgfounder_train.core.ranks import require_launch
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.core.settings import parse_settings
 from ecgfounder_train.training.failures import OwnRanksStrategy
+from ecgfounder_train.training.launch import JobEnvironment
 
 PRECISIONS = ("auto", "32", "bf16-mixed", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "gpu")
@@ -157,7 +155,9 @@ def create_trainer(
     run: RunDirectory,
 ) -> L.Trainer:
     """Return a Trainer that leaves progress, logging and checkpoints to our callbacks."""
-    _quieten_lightning()
+    quieten_libraries()
+    # Weights of 1x1 convolutions have ambiguous strides; the copy DDP makes of them is negligible.
+    warnings.filterwarnings("ignore", message="Grad strides do not match")
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     strategy: Any = "auto"
@@ -174,7 +174,7 @@ def create_trainer(
             # after a restart would differ from the undisturbed run's in the last bit.
             find_unused_parameters=settings.deterministic or not settings.on_gpu,
         )
-    environment = _environment()
+    launch = require_launch(settings.devices, settings.num_nodes)
     return L.Trainer(
         accelerator="gpu" if settings.on_gpu else "cpu",
         # Fewer are seen where each task is shown its own; see `require_gpus`.
@@ -184,7 +184,7 @@ def create_trainer(
         num_nodes=settings.num_nodes,
         strategy=strategy,
         precision=settings.precision,  # type: ignore[arg-type]
-        plugins=[] if environment is None else [environment],
+        plugins=[JobEnvironment(launch)],
         callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
@@ -202,31 +202,6 @@ def create_trainer(
         benchmark=settings.on_gpu and not settings.deterministic,
         default_root_dir=str(run.path),
     )
-
-
-def _environment() -> ClusterEnvironment | None:
-    """Return who has started the ranks of this job; None where Lightning finds out by itself.
-
-    Lightning believes in SLURM wherever an allocation is, also under torchrun and where nothing was
-    started by srun, and does not in one that is called `interactive`, as salloc calls them.
-    """
-    if TorchElasticEnvironment.detect() or "SLURM_JOB_ID" not in os.environ:
-        return None
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
-        return LightningEnvironment()
-    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
-        os.environ["SLURM_JOB_NAME"] = "srun"
-    # Its own requeue saves inside the signal handler, which deadlocks; see `signals`.
-    return SLURMEnvironment(auto_requeue=False)
-
-
-def _quieten_lightning() -> None:
-    # Its banners repeat what we print ourselves; its errors still come through.
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning_fabric", "lightning"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning.*")
-    # Weights of 1x1 convolutions have ambiguous strides; the copy DDP makes of them is negligible.
-    warnings.filterwarnings("ignore", message="Grad strides do not match")
 
 
 def versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ import fcntl
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -26,9 +27,9 @@ from ecgfounder_train.core.errors import (
 )
 from ecgfounder_train.core.files import atomic_file, sha256_file, sweep_partial_files
 from ecgfounder_train.core.fingerprints import canonical_json, fingerprint
+from ecgfounder_train.core.logging import Cadence, get_logger
 from ecgfounder_train.core.progress import ProgressMeter, format_duration, track
 from ecgfounder_train.core.pseudonyms import Secret, load_or_create_secret
-from ecgfounder_train.core.ranks import process_rank
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.core.settings import parse_settings
 
@@ -231,27 +232,6 @@ def test_run_without_locks_of_the_file_system_is_trained_with_a_warning(
         pass
 
 
-@pytest.mark.parametrize(
-    ("environment", "rank"),
-    [
-        ({}, 0),
-        ({"SLURM_PROCID": "3"}, 3),
-        ({"LOCAL_RANK": "1"}, 1),
-        ({"LOCAL_RANK": "1", "SLURM_PROCID": "0"}, 1),
-        ({"RANK": "0", "SLURM_PROCID": "3"}, 0),
-        ({"RANK": "2", "LOCAL_RANK": "0"}, 2),
-    ],
-)
-def test_rank_is_what_the_launcher_says(
-    environment: dict[str, str], rank: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert process_rank() == rank
-
-
 def test_progress_tells_count_and_ends_with_the_last_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -264,12 +244,49 @@ def test_progress_tells_count_and_ends_with_the_last_line(
     assert "counting: 5/5 numbers" in shown.err and "0:00 left" in shown.err
 
 
-def test_rate_counts_only_what_this_process_did(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 10.0, 10.0, 10.0])
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    meter = ProgressMeter("resumed", 1000, "ECG", done=500, enabled=False)
+def test_rate_is_that_of_the_last_minute_and_of_this_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    meter = ProgressMeter("resumed", 10_000, "ECG", done=500)
+    now[0] = 10.0
     meter.update(600)
     assert meter.rate == pytest.approx(10.0)
+    for second in range(20, 400, 10):
+        now[0] = float(second)
+        meter.update(600 + second // 10)
+    assert meter.rate == pytest.approx(0.1)
+
+
+def test_progress_lines_become_rarer(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    cadence, lines = Cadence(), []
+    for second in range(3 * 3600):
+        now[0] = float(second)
+        if cadence.is_due():
+            lines.append(second)
+    first = [line for line in lines if line < 120]
+    assert first == list(range(10, 120, 10))
+    assert len([line for line in lines if 120 <= line < 3600]) == 58
+    assert len([line for line in lines if line >= 3600]) == 12
+
+
+def test_log_line_has_a_time_and_goes_to_stderr(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = get_logger("ecgfounder_train.test")
+    log.info("an event")
+    log.warning("a fault")
+    for name, value in (("SLURM_STEP_NUM_TASKS", "2"), ("SLURM_PROCID", "1")):
+        monkeypatch.setenv(name, value)
+    log.info("said by rank 0 alone")
+    log.warning("a fault elsewhere")
+    shown = capsys.readouterr()
+    lines = [re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", "", x) for x in shown.err.splitlines()]
+    assert lines == ["an event", "warning: a fault", "rank 1: warning: a fault elsewhere"]
+    assert shown.out == ""
 
 
 @pytest.mark.parametrize(
