@@ -1,8 +1,10 @@
 """WFDB header files: strict where a wrong number would give a wrong signal, lenient elsewhere.
 
 Headers in the wild that the `wfdb` package (4.3) refuses are read: an ISO date in the record line
-(CinC 2017) and date before time (``E07500.mat 12 500 5000 05-May-2020 09:49:17``, Georgia). A start
-time nobody can parse is no reason to lose an ECG: it becomes None.
+(CinC 2017), date before time (``E07500.mat 12 500 5000 05-May-2020 09:49:17``, Georgia), blanks in
+record and file names, Latin-1 text, and lines that end in CR alone. A start time that cannot be
+parsed becomes None. A signal whose units are not a voltage stays in the header and is marked:
+blood pressure beside an ECG does not cost the ECG.
 
 Source: https://wfdb.io/spec/header-files.html
 """
@@ -21,10 +23,17 @@ DEFAULT_GAIN = 200.0  # ADC units per mV, what the specification says for "uncal
 MAX_HEADER_BYTES = 1 << 20
 MAX_SIGNALS = 512
 MAX_FS = 100_000.0
-# 2.1 GB as float32: a day of 12 leads at 250 Hz. A header that promises more is taken for damage.
+# Values that are read into memory at once: 2.1 GB as float32, a day of 12 leads at 500 Hz.
 MAX_VALUES = 1 << 29
-# Units of the header -> mV. Nothing else is a voltage, and a pulse wave in NU is no ECG lead.
-MILLIVOLTS_PER_UNIT = {"v": 1e3, "mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "nv": 1e-6}
+# A week of 12 leads at 500 Hz. A header that promises more is taken for damage.
+MAX_STORED_VALUES = 1 << 32
+# Units of the header -> mV. Nothing else is a voltage, and a pulse wave in NU is not an ECG lead.
+MILLIVOLTS_PER_UNIT = {
+    **dict.fromkeys(("v", "volt", "volts"), 1e3),
+    **dict.fromkeys(("mv", "milliv", "millivolt", "millivolts"), 1.0),
+    **dict.fromkeys(("uv", "µv", "μv", "mcv", "microv", "microvolt", "microvolts"), 1e-3),
+    **dict.fromkeys(("nv", "nanov", "nanovolt", "nanovolts"), 1e-6),
+}
 
 
 class SignalSpec(NamedTuple):
@@ -36,11 +45,18 @@ class SignalSpec(NamedTuple):
     skew: int
     byte_offset: int
     gain: float
-    """ADC units per mV, whatever the header's units were."""
+    """ADC units per mV, whatever the header's units were; NaN where they are not a voltage."""
     baseline: int
     """ADC value of 0 mV."""
+    initial_value: int
+    """ADC value before the first difference, in format 8."""
     units: str
     name: str
+
+    @property
+    def is_voltage(self) -> bool:
+        """True if the samples can be given in mV."""
+        return not math.isnan(self.gain)
 
 
 @dataclass(frozen=True)
@@ -68,7 +84,7 @@ def header_error(detail: str) -> RejectedRecordError:
 
 
 def decode_header(content: bytes) -> str:
-    """Return the header's text; comments may be Latin-1 (patients' and drugs' names often are).
+    """Return the header's text: UTF-8, else Latin-1 (a micro sign, names of patients and drugs).
 
     Raises:
         RejectedRecordError: UNREADABLE_HEADER for empty, oversized or binary content.
@@ -80,38 +96,42 @@ def decode_header(content: bytes) -> str:
     if b"\0" in content:
         raise header_error("header file holds NUL bytes")
     try:
-        return content.decode()
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        pass
-    for line in content.split(b"\n"):
-        if not line.lstrip().startswith(b"#"):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                raise header_error("record or signal line is not UTF-8") from None
-    return content.decode("latin-1")
+        return content.decode("latin-1")
+
+
+def header_lines(text: str) -> tuple[list[str], list[str]]:
+    """Return the lines of a header that are not empty, and its comments.
+
+    A comment is a line that begins with `#`: a `#` elsewhere is part of a name ("ECG #1").
+    """
+    lines: list[str] = []
+    comments: list[str] = []
+    for raw in text.replace("\r", "\n").split("\n"):
+        if line := raw.strip():
+            if line.startswith("#"):
+                comments.append(line.strip(" \t#"))
+            else:
+                lines.append(line)
+    return lines, comments
 
 
 def parse_header(text: str) -> RecordHeader:
     """Return the parsed header.
 
     Raises:
-        RejectedRecordError: UNREADABLE_HEADER, BAD_SAMPLING_RATE, UNKNOWN_UNITS, TOO_SHORT (a
-            header that promises no samples) or MISSING_SIGNAL_FILE (one that names none).
+        RejectedRecordError: UNREADABLE_HEADER, BAD_SAMPLING_RATE, TOO_SHORT (a header that promises
+            no samples) or MISSING_SIGNAL_FILE (one that names none).
     """
-    lines: list[str] = []
-    comments: list[str] = []
-    for raw in text.split("\n"):
-        line, mark, comment = raw.partition("#")
-        if mark:
-            comments.append(comment.strip(" \t\r#"))
-        if line := line.strip():
-            lines.append(line)
+    lines, comments = header_lines(text)
     if not lines:
         raise header_error("header file has no record line")
 
-    name, num_segments, num_signals, fs, num_samples, start_time = _parse_record_line(lines[0])
     body = lines[1:]
+    name, num_segments, num_signals, fs, num_samples, start_time = _parse_record_line(
+        lines[0], len(body)
+    )
     if num_segments is not None:
         if len(body) != num_segments:
             raise header_error(f"{num_segments} segments announced, {len(body)} listed")
@@ -121,9 +141,10 @@ def parse_header(text: str) -> RecordHeader:
         raise RejectedRecordError(RejectReason.MISSING_SIGNAL_FILE, "header names no signal file")
     if len(body) != num_signals:
         raise header_error(f"{num_signals} signals announced, {len(body)} listed")
-    if num_samples is not None and num_samples * num_signals > MAX_VALUES:
-        raise header_error(f"header promises {num_samples} samples of {num_signals} signals")
     signals = tuple(_parse_signal_line(line) for line in body)
+    frame = sum(spec.samples_per_frame for spec in signals)
+    if num_samples is not None and num_samples * frame > MAX_STORED_VALUES:
+        raise header_error(f"header promises {num_samples} samples of {num_signals} signals")
     return RecordHeader(name, fs, num_samples, signals, (), start_time, tuple(comments))
 
 
@@ -133,6 +154,11 @@ _FS = re.compile(rf"({_NUMBER})(?:/{_NUMBER}(?:\({_NUMBER}\))?)?")
 _FORMAT = re.compile(r"([0-9]{1,4})(?:x([0-9]{1,6}))?(?::([0-9]{1,9}))?(?:\+([0-9]{1,12}))?")
 _GAIN = re.compile(rf"({_NUMBER})(?:\(([-+]?[0-9]{{1,10}})\))?(?:/(\S+))?")
 _SIGNED = re.compile(r"[-+]?[0-9]{1,10}")
+_MAX_BLANKS_LINE = 1000
+"""Characters: a megabyte of blanks would keep the pattern busy for hours."""
+_BLANKS_IN_FILE_NAME = re.compile(
+    rf"(?P<file>\S.*?)\s+(?P<rest>{_FORMAT.pattern}(?:\s+{_GAIN.pattern}(?:\s.*)?)?)$"
+)
 
 
 def _integer(text: str, what: str) -> int:
@@ -142,12 +168,14 @@ def _integer(text: str, what: str) -> int:
 
 
 def _parse_record_line(
-    line: str,
+    line: str, num_lines: int
 ) -> tuple[str, int | None, int, float, int | None, datetime | None]:
     fields = line.split()
+    if len(fields) > 2 and fields[1] != str(num_lines):
+        fields = _with_blanks_in_name(fields, num_lines)
     if len(fields) < 2:
         raise header_error("record line has fewer than two fields")
-    name, slash, segments = fields[0].partition("/")
+    name, slash, segments = fields[0].rpartition("/") if "/" in fields[0] else (fields[0], "", "")
     num_segments = _integer(segments, "number of segments") if slash else None
     num_signals = _integer(fields[1], "number of signals")
     if num_signals > MAX_SIGNALS:
@@ -169,21 +197,42 @@ def _parse_record_line(
     return name, num_segments, num_signals, fs, num_samples, _parse_start(rest)
 
 
+def _with_blanks_in_name(fields: list[str], num_lines: int) -> list[str]:
+    """Return the fields of a record line with a name of several words as the first one.
+
+    The number of signals (or, behind a slash, of segments) ends the name: it is that of the lines
+    that follow, and the sampling rate stands behind it.
+    """
+    for place in range(1, len(fields)):
+        is_rate = place + 1 == len(fields) or _FS.fullmatch(fields[place + 1])
+        counted = fields[place] == str(num_lines) or fields[place - 1].endswith(f"/{num_lines}")
+        if is_rate and counted and _INTEGER.fullmatch(fields[place]):
+            return [" ".join(fields[:place]), *fields[place:]]
+    return fields
+
+
 def _parse_segment_line(line: str) -> tuple[str, int]:
-    fields = line.split()
-    if len(fields) < 2:
+    name, _, length = line.replace("\t", " ").rpartition(" ")
+    if not name.strip():
         raise header_error("segment line has fewer than two fields")
-    if fields[0] != "~":
-        check_file_name(fields[0])
-    return fields[0], _integer(fields[1], "segment length")
+    if name.strip() != "~":
+        check_file_name(name.strip())
+    return name.strip(), _integer(length, "segment length")
+
+
+def layout_names(text: str) -> tuple[str, ...]:
+    """Return the signal names in the header of a layout segment, which has no signal files."""
+    lines, _ = header_lines(text)
+    fields = [line.split(None, 8) for line in lines[1 : MAX_SIGNALS + 1]]
+    return tuple(each[8].strip() if len(each) > 8 else "" for each in fields)
 
 
 @lru_cache(maxsize=64)
 def check_file_name(name: str) -> None:
     """Raise UNREADABLE_HEADER unless `name` is a plain file name beside the header.
 
-    A header comes from elsewhere: one that names ``../../etc/passwd``, ``/dev/zero``, standard
-    input (``-``) or a URL must not make us open it.
+    A header is a stranger's file: one that names ``../../etc/passwd``, ``/dev/zero``, standard
+    input (``-``) or a URL must not have it opened.
     """
     if name.startswith((".", "-")) or "/" in name or "\\" in name or ":" in name:
         raise header_error("signal file is not a plain file name beside the header")
@@ -193,6 +242,9 @@ def _parse_signal_line(line: str) -> SignalSpec:
     fields = line.split(None, 8)
     if len(fields) < 2:
         raise header_error("signal line has fewer than two fields")
+    if not _FORMAT.fullmatch(fields[1]) and len(line) < _MAX_BLANKS_LINE:
+        if match := _BLANKS_IN_FILE_NAME.match(line):
+            fields = [match["file"], *match["rest"].split(None, 7)]
     file_name = fields[0]
     if file_name == "~":
         raise RejectedRecordError(RejectReason.MISSING_SIGNAL_FILE, "signal has no file (~)")
@@ -201,14 +253,21 @@ def _parse_signal_line(line: str) -> SignalSpec:
     gain, baseline, units = (
         _parse_gain(fields[2]) if len(fields) > 2 else (DEFAULT_GAIN, None, "mV")
     )
-    if baseline is None:
-        baseline = 0
-        if len(fields) > 4:  # "if the baseline is missing, it is the ADC zero"
-            if not _SIGNED.fullmatch(fields[4]):
-                raise header_error("ADC zero is not a whole number")
-            baseline = int(fields[4])
+    if baseline is None:  # "if the baseline is missing, it is the ADC zero"
+        baseline = _signed(fields, 4, "ADC zero")
+    initial_value = _signed(fields, 5, "initial value") if fmt == 8 else 0
     name = fields[8].strip() if len(fields) > 8 else ""
-    return SignalSpec(file_name, fmt, per_frame, skew, offset, gain, baseline, units, name)
+    return SignalSpec(
+        file_name, fmt, per_frame, skew, offset, gain, baseline, initial_value, units, name
+    )
+
+
+def _signed(fields: list[str], place: int, what: str) -> int:
+    if len(fields) <= place:
+        return 0
+    if not _SIGNED.fullmatch(fields[place]):
+        raise header_error(f"{what} is not a whole number")
+    return int(fields[place])
 
 
 # Twelve leads repeat the same two or three tokens; so do the next million records.
@@ -233,10 +292,10 @@ def _parse_gain(token: str) -> tuple[float, int | None, str]:
     units = match[3] or "mV"
     scale = MILLIVOLTS_PER_UNIT.get(units.lower())
     if scale is None:
-        detail = f"units {units[:16]!r} are no voltage"
-        raise RejectedRecordError(RejectReason.UNKNOWN_UNITS, detail)
+        return math.nan, baseline, units
     gain /= scale
-    if not (math.isfinite(gain) and 1e-3 <= gain <= 1e9):
+    # A negative gain is that of a signal stored upside down.
+    if not (math.isfinite(gain) and 1e-3 <= abs(gain) <= 1e9):
         raise header_error(f"gain of {gain:g} ADC units per mV")
     return gain, baseline, units
 

@@ -3,12 +3,22 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ecgfounder_train.core.errors import RejectedRecordError, RejectReason
 from ecgfounder_train.records.leads import STANDARD_LEADS, canonical_lead, limb_lead_recipe
+
+
+class UnusedSignal(NamedTuple):
+    """A stored signal that is not among the leads: not a voltage, or at another rate."""
+
+    name: str
+    reason: RejectReason
+    detail: str
+    """Such as "in mmHg" or "sampled at 62.5 Hz, the others at 250 Hz"."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,7 @@ class EcgRecord:
     start_time: datetime | None = None
     comments: tuple[str, ...] = ()
     derived_leads: tuple[str, ...] = ()
+    unused_signals: tuple[UnusedSignal, ...] = ()
 
     def to_standard_leads(
         self,
@@ -40,8 +51,9 @@ class EcgRecord:
         listed in `derived_leads`.
 
         Raises:
-            RejectedRecordError: MISSING_LEADS, or DUPLICATE_LEADS where a wanted lead is stored
-                twice (nobody can know which one is meant).
+            RejectedRecordError: MISSING_LEADS; DUPLICATE_LEADS where a wanted lead is stored twice
+                (which one is meant is not known); UNKNOWN_UNITS or BAD_SAMPLING_RATE where it is
+                one of the `unused_signals`.
         """
         if self.lead_names == tuple(leads):
             return self
@@ -67,10 +79,7 @@ class EcgRecord:
             }
         absent = [lead for lead in leads if lead not in names and lead not in recipes]
         if absent:
-            raise RejectedRecordError(
-                RejectReason.MISSING_LEADS,
-                f"{', '.join(absent)} not among the {len(names)} stored leads",
-            )
+            raise self._missing(absent, names, derive, aliases)
         rows = {name: row for row, name in enumerate(names)}
         if not recipes:
             signal = self.signal[[rows[lead] for lead in leads]]
@@ -90,3 +99,39 @@ class EcgRecord:
                 lead for lead in leads if lead in recipes or lead in self.derived_leads
             ),
         )
+
+    def _missing(
+        self,
+        absent: Sequence[str],
+        names: Sequence[str],
+        derive: bool,
+        aliases: Mapping[str, str] | None,
+    ) -> RejectedRecordError:
+        """Return the rejection that says why wanted leads are absent, and what would help."""
+        for signal in self.unused_signals:
+            lead = canonical_lead(signal.name, aliases)
+            if lead in absent:
+                return RejectedRecordError(signal.reason, f"lead {lead} is {signal.detail}")
+        detail = f"{', '.join(absent)} not among the {len(names)} stored leads"
+        if not derive and all(limb_lead_recipe(lead, tuple(names)) for lead in absent):
+            detail += "; signal.derive_leads=true computes them from the stored limb leads"
+        return RejectedRecordError(RejectReason.MISSING_LEADS, detail)
+
+
+class StoredRecording(Protocol):
+    """A recording that is read piece by piece: a day of 12 leads does not fit into memory."""
+
+    @property
+    def fs(self) -> float:
+        """Sampling rate of the leads, Hz."""
+
+    @property
+    def num_samples(self) -> int:
+        """Length at `fs`."""
+
+    @property
+    def comments(self) -> tuple[str, ...]:
+        """Comments of the header."""
+
+    def read(self, start: int = 0, stop: int | None = None) -> EcgRecord:
+        """Return the samples from `start` to `stop`."""

@@ -15,7 +15,7 @@ from ecgfounder_train.records.header import (
     decode_header,
     parse_header,
 )
-from ecgfounder_train.records.reader import decode_record, is_lean, read_record
+from ecgfounder_train.records.reader import decode_record, is_fast, read_record
 from ecgfounder_train.records.record import EcgRecord
 from ecgfounder_train.records.storage import Options, join, open_bytes
 
@@ -34,7 +34,7 @@ def read_remote_record(root: str, record_path: str, options: Options | None = No
     url = join(root, record_path)
     header = _header(url, options)
     folder = url.rsplit("/", 1)[0]
-    if is_lean(header):
+    if is_fast(header):
         names = dict.fromkeys(spec.file_name for spec in header.signals)
         files = {name: _signal(f"{folder}/{name}", options) for name in names}
         with reject_unexpected():

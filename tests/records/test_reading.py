@@ -72,9 +72,19 @@ def test_baseline_defaults_to_the_adc_zero(write_record):
     np.testing.assert_allclose(read_record(path).signal[:, 0], [0.0, 5.0])
 
 
-def test_unknown_units_are_rejected(write_record):
-    path = write_record(np.ones((20, 2), int), "16", ["1000/mV", "1000/mmHg"])
-    with pytest.raises(RejectedRecordError) as error:
+@pytest.mark.parametrize(
+    "units", ["microV", "microvolts", "Microvolt", "µV", "mcV"]
+)
+def test_microvolts_spelled_out_or_with_a_latin_1_micro_sign_are_read(write_record, units):
+    path = write_record(np.full((20, 1), 500), "16", "1/mV")
+    header = path.with_suffix(".hea")
+    header.write_bytes(header.read_bytes().replace(b"1/mV", f"1/{units}".encode("latin-1")))
+    np.testing.assert_allclose(read_record(path).signal, 0.5, rtol=1e-6)
+
+
+def test_a_record_without_any_voltage_is_rejected_with_its_units(write_record):
+    path = write_record(np.ones((20, 2), int), "16", ["1000/NU", "1000/mmHg"])
+    with pytest.raises(RejectedRecordError, match="units NU, mmHg are not a voltage") as error:
         read_record(path)
     assert error.value.reason == RejectReason.UNKNOWN_UNITS
 
@@ -121,7 +131,7 @@ def test_signals_spread_over_several_files_keep_their_order(write_record, tmp_pa
 
 
 @pytest.mark.parametrize("fmt", ["80", "24", "32", "508", "516", "524"])
-def test_other_formats_are_read_through_wfdb(tmp_path, fmt):
+def test_formats_beside_the_fast_path_equal_wfdb(tmp_path, fmt):
     signal = rng.integers(-100, 100, (200, 2)).astype(float) / 100
     wfdb.wrsamp(
         "other", fs=500, units=["mV"] * 2, sig_name=["I", "II"], p_signal=signal,
@@ -134,11 +144,14 @@ def test_other_formats_are_read_through_wfdb(tmp_path, fmt):
 @pytest.mark.parametrize("fmt", ["61", "160", "310", "311"])
 def test_rare_formats_equal_wfdb_on_any_bytes(tmp_path, fmt):
     (tmp_path / "r.hea").write_text(HEADER.replace("r.dat 16", f"r.dat {fmt}"))
-    (tmp_path / "r.dat").write_bytes(rng.bytes(400))
+    # The two highest bits of a block of 311 are unused; wfdb 4.3 takes one of them for a value.
+    content = np.frombuffer(rng.bytes(400), np.uint8).copy()
+    content[3::4] &= 0x3F if fmt == "311" else 0xFF
+    (tmp_path / "r.dat").write_bytes(content.tobytes())
     assert_equals_wfdb(tmp_path / "r")
 
 
-def test_skewed_and_multi_segment_records_are_read_through_wfdb(write_record, tmp_path):
+def test_skewed_and_multi_segment_records_equal_wfdb(write_record, tmp_path):
     path = write_record(rng.integers(-99, 99, (100, 2)), "16:0+0", name="part")
     header = path.with_suffix(".hea")
     (tmp_path / "whole.hea").write_text("whole/2 2 500 200\npart 100\npart 100\n")
@@ -148,15 +161,13 @@ def test_skewed_and_multi_segment_records_are_read_through_wfdb(write_record, tm
     assert_equals_wfdb(path)
 
 
-def test_segments_in_different_units_are_rejected(write_record, tmp_path):
-    write_record(rng.integers(-99, 99, (100, 1)), gains="1000/mV", name="one")
-    write_record(rng.integers(-99, 99, (100, 1)), gains="1/uV", name="two")
+def test_segments_in_different_units_are_joined_in_millivolts(write_record, tmp_path):
+    digital = rng.integers(-99, 99, (100, 1))
+    write_record(digital, gains="1000/mV", name="one")
+    write_record(digital, gains="1/uV", name="two")
     (tmp_path / "whole.hea").write_text("whole/2 1 500 200\none 100\ntwo 100\n")
-    with pytest.raises(RejectedRecordError) as caught:
-        read_record(tmp_path / "whole")
-    assert caught.value.reason is RejectReason.UNREADABLE_HEADER
-    write_record(rng.integers(-99, 99, (100, 1)), gains="100/mV", name="two")
-    assert_equals_wfdb(tmp_path / "whole")
+    whole = read_record(tmp_path / "whole").signal[0]
+    np.testing.assert_allclose(whole, np.tile(digital[:, 0] / 1000, 2), rtol=1e-6)
 
 
 HEADER = "r 2 500 100\nr.dat 16 1000/mV 16 0 0 0 0 I\nr.dat 16 1000/mV 16 0 0 0 0 II\n"
@@ -169,7 +180,8 @@ HEADER = "r 2 500 100\nr.dat 16 1000/mV 16 0 0 0 0 I\nr.dat 16 1000/mV 16 0 0 0 
         (HEADER, "\n\n# only a comment\n", "unreadable_header"),
         (HEADER, "r\n", "unreadable_header"),
         ("r 2 500 100", "r 2 500 0", "too_short"),
-        ("r 2 500 100", "r 2 500 1000000000", "unreadable_header"),
+        ("r 2 500 100", "r 2 500 10000000000", "unreadable_header"),
+        ("r 2 500 100", "r 2 500 1000000000", "truncated_signal"),
         ("r 2 500 100", "r 2 500 1000000", "truncated_signal"),
         ("r 2 500 100", "r 2 500 99999999999999999999999", "unreadable_header"),
         ("r 2 500 100", "r 2 500 -100", "unreadable_header"),
@@ -181,13 +193,11 @@ HEADER = "r 2 500 100\nr.dat 16 1000/mV 16 0 0 0 0 I\nr.dat 16 1000/mV 16 0 0 0 
         ("r 2 500 100", "r 3 500 100", "unreadable_header"),
         ("r 2 500 100", "r 1 500 100", "unreadable_header"),
         ("r 2 500 100", "r 1000000000 500 100", "unreadable_header"),
-        ("r 2 500 100", "r/2 2 500 100", "missing_header"),
+        ("r 2 500 100", "r/2 2 500 100", "unreadable_header"),
         ("r 2 500 100", "r ٢ 500 100", "unreadable_header"),
-        ("1000/mV", "-1000/mV", "unreadable_header"),
         ("1000/mV", "1e-300/mV", "unreadable_header"),
         ("1000/mV", "1e999/mV", "unreadable_header"),
         ("1000/mV", "nan/mV", "unreadable_header"),
-        ("1000/mV", "1000/NU", "unknown_units"),
         ("r.dat 16", "r.dat 17", "unsupported_format"),
         ("r.dat 16", "r.dat 16x99999", "unreadable_header"),
         ("r.dat 16", "r.dat sixteen", "unreadable_header"),
@@ -201,7 +211,6 @@ HEADER = "r 2 500 100\nr.dat 16 1000/mV 16 0 0 0 0 I\nr.dat 16 1000/mV 16 0 0 0 
         ("r.dat", "-", "unreadable_header"),
         ("r.dat", "s3://bucket/r.dat", "unreadable_header"),
         ("II", "II\0", "unreadable_header"),
-        ("II", "\udcff\udcfe", "unreadable_header"),
     ],
 )  # fmt: skip
 def test_absurd_headers_are_rejected_with_their_reason(tmp_path, old, new, reason):
@@ -269,7 +278,7 @@ def test_a_gap_of_a_billion_samples_allocates_nothing(tmp_path, write_record):
     (tmp_path / "gap.hea").write_text("gap/2 1 500 1000000100\npart 100\n~ 1000000000\n")
     with pytest.raises(RejectedRecordError) as error:
         read_record(tmp_path / "gap")
-    assert error.value.reason == RejectReason.UNREADABLE_HEADER
+    assert error.value.reason == RejectReason.UNREADABLE_SIGNAL
 
 
 @pytest.mark.parametrize(("field", "value"), [(0, 0), (0, 20), (1, 13), (3, 1)])
