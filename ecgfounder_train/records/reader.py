@@ -217,10 +217,7 @@ def _read_file(
 def is_fast(header: RecordHeader) -> bool:
     """Return whether `decode_record` reads the record; all others go through `StoredRecord`."""
     return not header.segments and all(
-        spec.fmt in (16, 212)
-        and spec.samples_per_frame == 1
-        and spec.skew == 0
-        and spec.is_voltage
+        spec.fmt in (16, 212) and spec.samples_per_frame == 1 and spec.skew == 0 and spec.is_voltage
         for spec in header.signals
     )
 

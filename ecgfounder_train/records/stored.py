@@ -261,4 +261,3 @@ def open_single(folder: Path, header: RecordHeader, root: Path | None) -> Stored
     """Return the record of a header without segments."""
     segment = Segment(folder, header, root)
     return StoredRecord(header, [_Part(0, segment.num_frames, segment)])
-

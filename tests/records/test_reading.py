@@ -72,9 +72,7 @@ def test_baseline_defaults_to_the_adc_zero(write_record):
     np.testing.assert_allclose(read_record(path).signal[:, 0], [0.0, 5.0])
 
 
-@pytest.mark.parametrize(
-    "units", ["microV", "microvolts", "Microvolt", "µV", "mcV"]
-)
+@pytest.mark.parametrize("units", ["microV", "microvolts", "Microvolt", "µV", "mcV"])
 def test_microvolts_spelled_out_or_with_a_latin_1_micro_sign_are_read(write_record, units):
     path = write_record(np.full((20, 1), 500), "16", "1/mV")
     header = path.with_suffix(".hea")
