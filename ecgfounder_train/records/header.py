@@ -242,9 +242,9 @@ def _parse_signal_line(line: str) -> SignalSpec:
     fields = line.split(None, 8)
     if len(fields) < 2:
         raise header_error("signal line has fewer than two fields")
-    if not _FORMAT.fullmatch(fields[1]) and len(line) < _MAX_BLANKS_LINE:
-        if match := _BLANKS_IN_FILE_NAME.match(line):
-            fields = [match["file"], *match["rest"].split(None, 7)]
+    if not _FORMAT.fullmatch(fields[1]):
+        match = _BLANKS_IN_FILE_NAME.match(line) if len(line) < _MAX_BLANKS_LINE else None
+        fields = [match["file"], *match["rest"].split(None, 7)] if match else fields
     file_name = fields[0]
     if file_name == "~":
         raise RejectedRecordError(RejectReason.MISSING_SIGNAL_FILE, "signal has no file (~)")

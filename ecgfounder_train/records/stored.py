@@ -112,20 +112,7 @@ class StoredRecord:
                 )
         stored = dict.fromkeys(name for segment in segments for name in segment.names)
         names = [name for name in dict.fromkeys((*layout, *stored)) if name in stored]
-        rates: dict[SignalName, float] = {}
-        units: dict[SignalName, str] = {}
-        for name in names:
-            found = [segment for segment in segments if name in segment.specs]
-            own = {segment.rate(name) for segment in found}
-            if len(own) > 1:
-                raise RejectedRecordError(
-                    RejectReason.BAD_SAMPLING_RATE,
-                    f"signal {name[0]} changes its rate between segments: "
-                    f"{', '.join(f'{rate:g}' for rate in sorted(own))} Hz",
-                )
-            rates[name] = own.pop()
-            specs = [segment.specs[name] for segment in found]
-            units |= {name: spec.units for spec in specs if not spec.is_voltage}
+        rates, units = _rates_and_units(names, segments)
         voltages = [name for name in names if name not in units]
         if not voltages:
             listed = ", ".join(sorted({unit[:16] for unit in units.values()}))
@@ -135,16 +122,10 @@ class StoredRecord:
         self.fs = _lead_rate(voltages, rates)
         self._leads = [name for name in voltages if rates[name] == self.fs]
         self._unused = tuple(
-            UnusedSignal(name[0], RejectReason.UNKNOWN_UNITS, f"in {units[name][:16]}, not a voltage")
-            if name in units
-            else UnusedSignal(
-                name[0],
-                RejectReason.BAD_SAMPLING_RATE,
-                f"sampled at {rates[name]:g} Hz, the other leads at {self.fs:g} Hz",
-            )
+            _unused(name[0], units.get(name), rates[name], self.fs)
             for name in names
             if name not in self._leads
-        )  # fmt: skip
+        )
         self._per_frame = round(self.fs / header.fs)
         self.num_samples = self._per_frame * sum(part.num_frames for part in parts)
 
@@ -208,6 +189,39 @@ class StoredRecord:
             self.comments,
             unused_signals=self._unused,
         )
+
+
+def _rates_and_units(
+    names: Sequence[SignalName], segments: Sequence[Segment]
+) -> tuple[dict[SignalName, float], dict[SignalName, str]]:
+    """Return the rate of every signal, and the units of those that are not voltages."""
+    rates: dict[SignalName, float] = {}
+    units: dict[SignalName, str] = {}
+    for name in names:
+        found = [segment for segment in segments if name in segment.specs]
+        own = {segment.rate(name) for segment in found}
+        if len(own) > 1:
+            raise RejectedRecordError(
+                RejectReason.BAD_SAMPLING_RATE,
+                f"signal {name[0]} changes its rate between segments: "
+                f"{', '.join(f'{rate:g}' for rate in sorted(own))} Hz",
+            )
+        rates[name] = own.pop()
+        for spec in [segment.specs[name] for segment in found]:
+            if not spec.is_voltage:
+                units[name] = spec.units
+    return rates, units
+
+
+def _unused(name: str, units: str | None, rate: float, lead_rate: float) -> UnusedSignal:
+    if units is not None:
+        detail = f"in {units[:16]}, not a voltage"
+        return UnusedSignal(name, RejectReason.UNKNOWN_UNITS, detail)
+    return UnusedSignal(
+        name,
+        RejectReason.BAD_SAMPLING_RATE,
+        f"sampled at {rate:g} Hz, the other leads at {lead_rate:g} Hz",
+    )
 
 
 def _lead_rate(voltages: Sequence[SignalName], rates: dict[SignalName, float]) -> float:

@@ -1,6 +1,5 @@
 """What a WFDB record holds beside the common kind: rates, segments, units, names, links."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +62,7 @@ def test_a_wanted_lead_at_another_rate_is_refused_with_both_rates(tmp_path):
     record = read_record(tmp_path / "r")
     assert (record.lead_names, record.fs, record.signal.shape) == (("II",), 250, (1, 4000))
     assert record.to_standard_leads(["II"]).fs == 250
-    with pytest.raises(RejectedRecordError, match="lead V5 is sampled at 62.5 Hz, the other") as no:
+    with pytest.raises(RejectedRecordError, match=r"lead V5 is sampled at 62\.5 Hz") as no:
         record.to_standard_leads(["II", "V5"])
     assert no.value.reason is RejectReason.BAD_SAMPLING_RATE
 
@@ -315,7 +314,7 @@ def test_links_within_the_archive_are_followed_and_links_out_of_it_are_not(tmp_p
 def test_a_linked_header_out_of_the_archive_is_not_read(tmp_path):
     (tmp_path / "archive").mkdir()
     plain(tmp_path, "r", {"I": np.ones(100)})
-    os.symlink(tmp_path / "r.hea", tmp_path / "archive" / "r.hea")
+    (tmp_path / "archive" / "r.hea").symlink_to(tmp_path / "r.hea")
     assert rejection(tmp_path / "archive" / "r").reason is RejectReason.UNREADABLE_HEADER
 
 
@@ -325,5 +324,5 @@ def test_eight_leads_name_the_setting_that_derives_the_other_four(write_record):
     with pytest.raises(RejectedRecordError, match=r"signal\.derive_leads=true computes them"):
         record.to_standard_leads()
     assert record.to_standard_leads(derive=True).signal.shape == (12, 50)
-    with pytest.raises(RejectedRecordError, match="stored leads$"):
+    with pytest.raises(RejectedRecordError, match=r"stored leads$"):
         read_record(write_record(np.ones((50, 2), int), names=["V1", "V2"])).to_standard_leads()
