@@ -152,7 +152,7 @@ def _quoted(override: str) -> str:
     key = _ALIASES.get(key, key)
     if not value or value[0] in "'\"{":
         return key + equals + value
-    if key.strip("+~").split(".")[-1] in _TEXT_KEYS or key in _ALIASES.values():
+    if _is_text(key.strip("+~"), value) or key in _ALIASES.values():
         opening, inner, closing = "", value, ""
         if value[0] == "[" and value[-1] == "]":
             opening, inner, closing = "[", value[1:-1], "]"
@@ -162,6 +162,15 @@ def _quoted(override: str) -> str:
     if value.isascii() or value[0] == "[":
         return key + equals + value
     return key + equals + "'" + value.replace("'", "\\'") + "'"
+
+
+def _is_text(key: str, value: str) -> bool:
+    """Return whether a key's value is a name or a path."""
+    if key == "report.strips":  # a number of ECGs; strips= of predict is a folder
+        return False
+    if key == "controls" and value[0] != "[":  # evaluate's is a switch, finetune's a list of runs
+        return False
+    return key.split(".")[-1] in _TEXT_KEYS
 
 
 def _quoted_scalar(text: str) -> str:
