@@ -15,9 +15,10 @@ from ecgfounder_train.core.errors import RejectedRecordError, UserError
 from ecgfounder_train.core.progress import track
 from ecgfounder_train.core.pseudonyms import Secret
 from ecgfounder_train.core.untrusted import reject_unexpected
-from ecgfounder_train.evaluation.predict import check_crops, predict_windows
+from ecgfounder_train.evaluation.predict import predict_windows
 from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.labels.maps import LabelMap
+from ecgfounder_train.loader.crops import check_crops
 from ecgfounder_train.metrics.predictions import Predictions
 from ecgfounder_train.records import EcgRecord, ProfiledRecord, read_record
 from ecgfounder_train.records.sources import Source
@@ -146,7 +147,7 @@ def predict_external(
     Raises:
         UserError: Every record was rejected, or no output of the model is a label of the map.
     """
-    check_crops(trained, crops)
+    check_crops(crops, trained.profile.num_samples)
     trained = trained.of_lead_i()
     in_map = _reader(trained, external.label_map)
     rejected: Counter[str] = Counter()

@@ -12,6 +12,7 @@ from ecgfounder_train.core.progress import ProgressMeter
 from ecgfounder_train.core.splits import SPLITS
 from ecgfounder_train.loader import EvaluationBatches, SampleReader
 from ecgfounder_train.loader.batches import RankShape
+from ecgfounder_train.loader.crops import all_crops, check_crops, mean_over_crops
 from ecgfounder_train.metrics.predictions import Predictions
 from ecgfounder_train.models import Net1D
 from ecgfounder_train.records import ProfiledRecord
@@ -47,7 +48,7 @@ def predict_split(
             split is empty, or a window does not divide into `crops`.
     """
     _check_batch_size(batch_size)
-    check_crops(trained, crops)
+    check_crops(crops, trained.profile.num_samples)
     require_same_data(trained, shards)
     rows = shards.rows(split)
     if not len(rows):
@@ -137,19 +138,6 @@ def predict_windows(
     return np.concatenate(logits) if logits else np.zeros((0, len(trained.labels)), np.float32)
 
 
-def check_crops(trained: TrainedModel, crops: int) -> None:
-    """Raise unless the model's windows divide into that many pieces.
-
-    Raises:
-        UserError: They do not.
-    """
-    if not isinstance(crops, int) or crops < 1 or trained.profile.num_samples % crops:
-        raise UserError(
-            f"crops={crops!r} does not divide a window of {trained.profile.num_samples} samples. "
-            "Use 1 for whole windows, 4 for 2.5 s pieces of 10 s."
-        )
-
-
 def _check_batch_size(batch_size: int) -> None:
     if not isinstance(batch_size, int) or batch_size < 1:
         raise UserError(f"batch_size={batch_size!r} is not a whole number above 0.")
@@ -193,8 +181,6 @@ def _forward(
         for key, value in batch.items()
     }
     signal, _, _ = trained.transform(moved, training=False)
-    num_windows, num_leads, _ = signal.shape
-    pieces = signal.reshape(num_windows, num_leads, crops, -1).movedim(2, 1).flatten(0, 1)
-    output = trained.model(pieces).float().reshape(num_windows, crops, -1).mean(1)
+    output = mean_over_crops(trained.model(all_crops(signal, crops)), crops)
     logits: npt.NDArray[np.float32] = output.cpu().numpy()
     return logits

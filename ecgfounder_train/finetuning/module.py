@@ -8,9 +8,10 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from ecgfounder_train.finetuning.crops import all_crops, mean_over_crops, random_crop
 from ecgfounder_train.finetuning.layers import layer_groups
 from ecgfounder_train.finetuning.starting_point import HEAD_PREFIXES
+from ecgfounder_train.loader.counter_rng import uniforms
+from ecgfounder_train.loader.crops import all_crops, mean_over_crops, random_crop
 from ecgfounder_train.models import Net1D
 from ecgfounder_train.training.module import PretrainModule, can_be_fused
 
@@ -77,11 +78,21 @@ class FinetuneModule(PretrainModule):
             self.model.eval()
         batch = self.with_answers(batch)
         signal, targets, observed = self.transform(batch, training=True)
-        signal = random_crop(signal, batch, self.crops, self.seed)
+        signal = self._random_crop(signal, batch)
         elements = self.loss(self.model(signal).float(), targets, observed)
         self.suspects.note(batch["rows"], elements)
         share: Tensor = elements.sum() / batch["loss_denominator"]
         return share
+
+    def _random_crop(self, signal: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """Return one crop of each signal, drawn by (seed, epoch, slot)."""
+        if self.crops == 1:
+            return signal
+        drawn = uniforms(self.seed, batch["epoch"], batch["slots"], "crop", 1)[:, 0]
+        valid = batch["valid_start"], batch["valid_num_samples"]
+        length = signal.shape[-1] // self.crops
+        place = torch.as_tensor(drawn, device=signal.device)
+        return random_crop(signal, length, *valid, place)[0]
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Count one batch, with the averaged weights if there are any."""

@@ -13,10 +13,10 @@ from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.core.fingerprints import fingerprint
 from ecgfounder_train.core.progress import ProgressMeter
-from ecgfounder_train.finetuning.crops import all_crops
 from ecgfounder_train.finetuning.task_shards import TaskShards
 from ecgfounder_train.loader import EvaluationBatches, SampleReader
 from ecgfounder_train.loader.batches import RankShape
+from ecgfounder_train.loader.crops import all_crops
 from ecgfounder_train.loader.transforms import BatchTransform
 from ecgfounder_train.models import Net1D
 from ecgfounder_train.models.linear_readout import fit_logistic, fit_ridge

@@ -13,7 +13,6 @@ from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.core.fingerprints import fingerprint
 from ecgfounder_train.core.ranks import is_rank_zero, require_launch
 from ecgfounder_train.core.run_directory import RunDirectory
-from ecgfounder_train.finetuning.crops import check_crops
 from ecgfounder_train.finetuning.module import FinetuneModule, RegressionModule
 from ecgfounder_train.finetuning.outcome import Reporting, read_result, report, summary
 from ecgfounder_train.finetuning.probe import Head, embeddings, fit_head
@@ -21,6 +20,7 @@ from ecgfounder_train.finetuning.starting_point import StartingPoint
 from ecgfounder_train.finetuning.subsets import with_fraction
 from ecgfounder_train.finetuning.task import Task
 from ecgfounder_train.finetuning.task_shards import open_task
+from ecgfounder_train.loader.crops import check_crops
 from ecgfounder_train.loader.transforms import Augmentation
 from ecgfounder_train.losses import MaskedRegression
 from ecgfounder_train.models import Net1D

@@ -17,6 +17,7 @@ from scipy import special
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.settings import parse_settings
 from ecgfounder_train.loader.counter_rng import row_keys, uniforms
+from ecgfounder_train.loader.crops import random_crop
 from ecgfounder_train.loader.noise import NoiseStrengths, noise_mv
 from ecgfounder_train.records import LoadNormalisation
 
@@ -160,7 +161,10 @@ class BatchTransform:
             # Before the cast: eleven of twelve leads need no room as floats.
             signal, stats, sign = self._one_lead(signal, stats, batch, training)
         if training and self.augmentation.crop:
-            signal, start = self._crop(signal, start, count, batch)
+            length = self.training_samples(signal.shape[-1])
+            drawn = torch.as_tensor(self._draw(batch, "crop", 1)[:, 0], device=signal.device)
+            signal, begin = random_crop(signal, length, start, count, drawn)
+            start = start - begin
         signal = signal.float() / MICROVOLT_PER_MILLIVOLT
         if sign is not None:
             signal = signal * sign
@@ -181,28 +185,6 @@ class BatchTransform:
 
     def _draw(self, batch: Mapping[str, Any], stream: str, count: int) -> npt.NDArray[np.float32]:
         return uniforms(self.seed, batch["epoch"], batch["slots"], stream, count)
-
-    def _crop(
-        self,
-        signal: torch.Tensor,
-        start: torch.Tensor,
-        count: torch.Tensor,
-        batch: Mapping[str, Any],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a random piece of each window, and where the valid part begins in it.
-
-        The piece lies within the valid part, or holds all of it where that is the shorter one: no
-        recording is ever reduced to its padding.
-        """
-        length, piece = signal.shape[-1], self.training_samples(signal.shape[-1])
-        ends = start + count - piece
-        first = torch.minimum(start, ends).clamp(0, length - piece)
-        last = torch.maximum(start, ends).clamp(0, length - piece)
-        drawn = torch.as_tensor(self._draw(batch, "crop", 1)[:, 0], device=signal.device)
-        begin = torch.minimum(first + (drawn * (last - first + 1)).long(), last)
-        time = begin[:, None] + torch.arange(piece, device=signal.device)
-        cropped = signal.gather(2, time[:, None].expand(-1, signal.shape[1], -1))
-        return cropped, start - begin
 
     def _noise(self, signal: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
         assert self.fs is not None

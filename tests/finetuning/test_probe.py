@@ -11,7 +11,6 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import mean_absolute_error, r2_score
 
 from ecgfounder_train.core.errors import UserError
-from ecgfounder_train.finetuning.crops import all_crops, check_crops, mean_over_crops, random_crop
 from ecgfounder_train.finetuning.layers import layer_groups
 from ecgfounder_train.finetuning.probe import fit_head
 from ecgfounder_train.losses import MaskedRegression
@@ -162,37 +161,6 @@ def test_each_layer_learns_at_its_own_rate_and_none_is_left_out(decay_all: bool)
     assert bool(spared) != decay_all and all(p.ndim <= 1 for p in spared)
     with pytest.raises(UserError, match="layer_decay=0"):
         layer_groups(model, settings, 0.0)
-
-
-def test_random_crops_depend_on_the_slot_alone_and_stay_in_the_recording() -> None:
-    signal = torch.arange(400.0).expand(6, 2, 400).contiguous()
-    batch = {
-        "epoch": 3,
-        "slots": np.arange(6),
-        "valid_start": torch.tensor([0, 0, 0, 100, 0, 390]),
-        "valid_num_samples": torch.tensor([400, 400, 150, 120, 50, 10]),
-    }
-    crop = random_crop(signal, batch, 4, seed=1)
-    assert crop.shape == (6, 2, 100)
-    assert torch.equal(crop.diff(dim=2), torch.ones(6, 2, 99))
-    first = crop[:, 0, 0]
-    assert 0 <= first[2] <= 50 and 100 <= first[3] <= 120
-    assert first[4] == 0 and first[5] == 300
-    alone = {**batch, "slots": batch["slots"][2:3]} | {
-        key: batch[key][2:3] for key in ("valid_start", "valid_num_samples")
-    }
-    assert torch.equal(random_crop(signal[2:3], alone, 4, seed=1), crop[2:3])
-    assert not torch.equal(random_crop(signal, {**batch, "epoch": 4}, 4, seed=1), crop)
-
-
-def test_four_pieces_are_the_whole_window_in_order() -> None:
-    signal = torch.randn(3, 2, 40)
-    pieces = all_crops(signal, 4)
-    assert torch.equal(pieces.reshape(3, 4, 2, 10).movedim(1, 2).reshape(3, 2, 40), signal)
-    outputs = torch.randn(12, 5)
-    torch.testing.assert_close(mean_over_crops(outputs, 4)[1], outputs[4:8].mean(0))
-    with pytest.raises(UserError, match="does not divide a window of 1000"):
-        check_crops(3, 1000)
 
 
 def test_attention_begins_as_the_mean_over_time() -> None:
