@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from ecgfounder_train.benchmarks import Outcome
 from ecgfounder_train.benchmarks.loader import synthetic_shards
 from ecgfounder_train.core.errors import UserError
-from ecgfounder_train.loader.batches import RankShape, ReadAhead, TrainingBatches
+from ecgfounder_train.loader.batches import RankShape, ReadAhead, TrainingBatches, to_device
 from ecgfounder_train.loader.epoch_plan import EpochPlan, Position
 from ecgfounder_train.loader.reader import SampleReader
 from ecgfounder_train.loader.rows import SplitRows
@@ -105,12 +105,7 @@ class _Training:
         self.optimizer = torch.optim.AdamW(trainable, 1e-6, fused=fused)
 
     def move(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {
-            key: value.to(self.device, non_blocking=True)
-            if isinstance(value, torch.Tensor)
-            else value
-            for key, value in batch.items()
-        }
+        return to_device(batch, self.device, non_blocking=True)
 
     def step(self, batch: dict[str, Any]) -> None:
         signal, targets, mask = self.transform(batch, training=True)

@@ -11,7 +11,7 @@ from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.progress import ProgressMeter
 from ecgfounder_train.core.splits import SPLITS
 from ecgfounder_train.loader import EvaluationBatches, SampleReader
-from ecgfounder_train.loader.batches import RankShape
+from ecgfounder_train.loader.batches import RankShape, to_device
 from ecgfounder_train.loader.crops import all_crops, check_crops, mean_over_crops
 from ecgfounder_train.metrics.predictions import Predictions
 from ecgfounder_train.models import Net1D
@@ -176,11 +176,7 @@ def _head(
 def _forward(
     trained: TrainedModel, batch: dict[str, Any], device: torch.device, crops: int = 1
 ) -> npt.NDArray[np.float32]:
-    moved = {
-        key: value.to(device) if isinstance(value, torch.Tensor) else value
-        for key, value in batch.items()
-    }
-    signal, _, _ = trained.transform(moved, training=False)
+    signal, _, _ = trained.transform(to_device(batch, device), training=False)
     output = mean_over_crops(trained.model(all_crops(signal, crops)), crops)
     logits: npt.NDArray[np.float32] = output.cpu().numpy()
     return logits

@@ -15,7 +15,7 @@ from ecgfounder_train.core.ranks import is_rank_zero, require_launch
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.finetuning.module import FinetuneModule, RegressionModule
 from ecgfounder_train.finetuning.outcome import Reporting, read_result, report, summary
-from ecgfounder_train.finetuning.probe import Head, embeddings, fit_head
+from ecgfounder_train.finetuning.probe import embeddings, fit_head
 from ecgfounder_train.finetuning.starting_point import StartingPoint
 from ecgfounder_train.finetuning.subsets import with_fraction
 from ecgfounder_train.finetuning.task import Task
@@ -24,6 +24,7 @@ from ecgfounder_train.loader.crops import check_crops
 from ecgfounder_train.loader.transforms import Augmentation
 from ecgfounder_train.losses import MaskedRegression
 from ecgfounder_train.models import Net1D
+from ecgfounder_train.models.linear_readout import Readout
 from ecgfounder_train.shards import ShardSet
 from ecgfounder_train.shards.overlap import check_overlap
 from ecgfounder_train.training.ema import WeightAverage
@@ -106,7 +107,7 @@ class Finetuning:
             return self._probe(model, facts)
         if self.mode in ("preview", "attention_probe") and self._begins_anew():
             # Attention begins as the mean over time, so the linear head is right for it too.
-            self.head(model).put_into(model)
+            self.head(model).copy_to(model.dense)
         # Embedding left the network in evaluation mode; Lightning trains in the mode it finds.
         module = self._module(model.train())
         return fit(self._training_config(), self.run, self.shards, module, facts, self.trainer)
@@ -181,7 +182,7 @@ class Finetuning:
         secret = manifest.fingerprints["secret"]
         return check_overlap(records, patients, secret, training, manifest.source)
 
-    def head(self, model: Net1D) -> Head:
+    def head(self, model: Net1D) -> Readout:
         """Return the linear head on the frozen network's features."""
         features = embeddings(
             model,
@@ -220,7 +221,7 @@ class Finetuning:
                     return 0
             with atomic_file(self.run.config_file, "w") as handle:
                 handle.write(OmegaConf.to_yaml(OmegaConf.create(self._training_config())))
-            self.head(model).put_into(model)
+            self.head(model).copy_to(model.dense)
             seen = len(self.shards.rows("train"))
             position = {"epoch": 1, "slots": 0, "global_step": 0, "samples_seen": seen}
             best = {"value": None, "samples_seen": seen}

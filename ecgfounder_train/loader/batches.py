@@ -256,6 +256,16 @@ def _batch(
     return batch
 
 
+def to_device(batch: Batch, device: torch.device, non_blocking: bool = False) -> Batch:
+    """Return the batch with its tensors on the device; arrays stay with the CPU."""
+    return {
+        key: value.to(device, non_blocking=non_blocking)
+        if isinstance(value, torch.Tensor)
+        else value
+        for key, value in batch.items()
+    }
+
+
 def labels_of(
     entries: npt.NDArray[np.void], present: npt.NDArray[np.bool_], num_labels: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:

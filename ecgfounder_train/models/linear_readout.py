@@ -1,15 +1,91 @@
 """Linear readouts of frozen features, solved exactly: logistic and ridge regression with a mask."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+PENALTIES = tuple(10.0**power for power in (1, 0, -1, -2, -3, -4, -5))
+"""Strengths to try, strongest first, so that each solution starts the next."""
 _MOST_ITERATIONS = 300
 
 Solution = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Readout:
+    """A fitted linear head on features as they are: the standardisation is folded in.
+
+    Shape:
+        weight: (K, C); bias: (K,); penalties: (K,), the strengths chosen. All float64.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    penalties: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Return the outputs (N, K) float64 of features (N, C)."""
+        return features.double() @ self.weight.T + self.bias
+
+    @torch.no_grad()
+    def copy_to(self, head: nn.Linear) -> None:
+        """Make it the head of a network."""
+        head.weight.copy_(self.weight)
+        head.bias.copy_(self.bias)
+
+
+def fit_readout(
+    features: Tensor,
+    answers: Tensor,
+    penalties: tuple[float, ...] = PENALTIES,
+    held_out: tuple[Tensor, Tensor] | None = None,
+    regression: bool = False,
+) -> Readout:
+    """Return the readout of standardised features, each output at the penalty of its own.
+
+    Args:
+        features: Of training.
+        answers: Of training.
+        penalties: Strengths to try; one alone needs no `held_out`.
+        held_out: Features and answers of validation, which choose among the penalties.
+        regression: Quantities and ridge regression instead of labels and logistic regression.
+
+    Shape:
+        features: (N, C). answers: (N, K) float64, NaN where not observed.
+    """
+    x = features.double()
+    mean, std = x.mean(0), x.std(0, correction=0).clamp(min=1e-6)
+    x = (x - mean) / std
+    solve = fit_ridge if regression else fit_logistic
+    weights, biases = (
+        torch.stack(part) for part in zip(*solve(x, answers, penalties), strict=True)
+    )
+    best = torch.zeros(answers.shape[1], dtype=torch.int64)
+    if held_out is not None:
+        outputs = ((held_out[0].double() - mean) / std) @ weights.mT + biases[:, None]
+        loss = _squared if regression else _cross_entropy
+        losses = torch.stack([loss(each, held_out[1]) for each in outputs])
+        # A label that validation never observes takes what is best for the others.
+        overall = int(losses.nanmean(1).nan_to_num(nan=torch.inf).argmin())
+        own = losses.nan_to_num(nan=torch.inf).argmin(0)
+        best = torch.where(losses.isnan().all(0), overall, own)
+    columns = torch.arange(answers.shape[1])
+    weight = weights[best, columns] / std
+    bias = biases[best, columns] - weight @ mean
+    return Readout(weight, bias, torch.tensor(penalties, dtype=torch.float64)[best])
+
+
+def _cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
+    elements = binary_cross_entropy_with_logits(logits, truth.nan_to_num(), reduction="none")
+    return torch.where(truth.isnan(), torch.nan, elements).nanmean(0)
+
+
+def _squared(outputs: Tensor, truth: Tensor) -> Tensor:
+    return (outputs - truth).square().nanmean(0)
 
 
 def fit_logistic(x: Tensor, y: Tensor, penalties: tuple[float, ...]) -> list[Solution]:

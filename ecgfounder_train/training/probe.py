@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed
 from torch import Tensor
@@ -21,13 +20,15 @@ from torch import Tensor
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.settings import parse_settings
 from ecgfounder_train.loader import EvaluationBatches, SampleReader
-from ecgfounder_train.loader.batches import RankShape, ReadAhead, labels_of
+from ecgfounder_train.loader.batches import RankShape, ReadAhead
 from ecgfounder_train.loader.cache import is_url, open_shards
 from ecgfounder_train.loader.epoch_plan import PADDING
+from ecgfounder_train.loader.features import answers_of, at_most, frozen_features
+from ecgfounder_train.loader.rows import IntArray
 from ecgfounder_train.loader.transforms import BatchTransform
 from ecgfounder_train.metrics import macro, ranking_metrics
 from ecgfounder_train.models import Net1D
-from ecgfounder_train.models.linear_readout import fit_logistic
+from ecgfounder_train.models.linear_readout import fit_readout
 from ecgfounder_train.records import SignalProfile
 from ecgfounder_train.shards import ShardSet
 from ecgfounder_train.shards.overlap import check_overlap
@@ -35,7 +36,7 @@ from ecgfounder_train.training.settings import DataSettings
 
 COLUMNS = ("probe/macro_auroc", "probe/num_labels")
 """What a probe adds to metrics.csv; empty where it was not due."""
-PARTS = ("train", "val")
+PROBED_SPLITS = ("train", "val")
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,14 @@ class ExternalProbe:
         self.transform = BatchTransform(
             other.leads, SignalProfile.from_config(other.signal).load_normalisation, lead_choice
         )
-        self.parts = {part: _some(shards.rows(part), settings.max_records) for part in PARTS}
-        for part, rows in self.parts.items():
+        self.rows = {
+            split: at_most(shards.rows(split), settings.max_records) for split in PROBED_SPLITS
+        }
+        for split, rows in self.rows.items():
             if not len(rows):
                 raise UserError(
-                    f"probe.shards={settings.shards} hold no {part} samples. Prepare them with a "
-                    "split that has train and val parts."
+                    f"probe.shards={settings.shards} hold no {split} samples. Prepare them with a "
+                    "rule that gives train and val records."
                 )
         # The whole part, also where only some is scored: what is refused is no matter of luck.
         scored = shards.index[shards.rows("val")]
@@ -137,7 +140,7 @@ class ExternalProbe:
 
     def __str__(self) -> str:
         """Return what is probed, in words."""
-        train, val = (len(self.parts[part]) for part in PARTS)
+        train, val = (len(self.rows[split]) for split in PROBED_SPLITS)
         return (
             f"Probe on {self.shards.manifest.source}: fitted on {train:,} windows, scored on "
             f"{val:,}. {self.overlap}"
@@ -174,7 +177,7 @@ class ExternalProbe:
         """
         assert isinstance(model, Net1D) and not model.training
         with precision:
-            found = {part: self._features(model, rows, ranks) for part, rows in self.parts.items()}
+            found = {split: self._features(model, rows, ranks) for split, rows in self.rows.items()}
         values = torch.full((2,), float("nan"), dtype=torch.float64)
         if ranks.rank == 0:
             values = torch.tensor(self._score(found), dtype=torch.float64)
@@ -184,9 +187,7 @@ class ExternalProbe:
             values = shown.cpu()
         return dict(zip(COLUMNS, (float(values[0]), int(values[1])), strict=True))
 
-    def _features(
-        self, model: Net1D, rows: npt.NDArray[np.int64], ranks: Ranks
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    def _features(self, model: Net1D, rows: IntArray, ranks: Ranks) -> tuple[IntArray, Tensor]:
         """Return index rows in order and their features (n, C), those of all ranks.
 
         A sample that cannot be read is left out with a warning: a probe ends no run.
@@ -197,55 +198,34 @@ class ExternalProbe:
             RankShape(self.batch_size, 1, ranks.rank, ranks.world_size),
             ReadAhead(pin_memory=ranks.device.type == "cuda"),
         )
-        features, places = [], []
-        for batch in batches:
-            moved = {
-                key: value.to(ranks.device) if isinstance(value, Tensor) else value
-                for key, value in batch.items()
-            }
-            signal, _, _ = self.transform(moved, training=False)
-            features.append(model.forward_features(signal)[1].float())
-            places.append(torch.where(moved["present"], moved["rows"], PADDING))
-        mine = torch.cat(features), torch.cat(places)
+        found = list(
+            frozen_features(
+                batches, self.transform, lambda x: model.forward_features(x)[1], ranks.device
+            )
+        )
+        mine = torch.cat([part for part, _ in found]), torch.cat([part for _, part in found])
         if ranks.world_size > 1:
             # Every rank has the same number of batches, the last ones padded.
             for_all = [[torch.empty_like(part) for _ in range(ranks.world_size)] for part in mine]
             for part, everyone in zip(mine, for_all, strict=True):
                 torch.distributed.all_gather(everyone, part)
             mine = torch.cat(for_all[0]), torch.cat(for_all[1])
-        where = mine[1].cpu().numpy()
+        where = mine[0].cpu().numpy()
         order = np.argsort(where, kind="stable")
         order = order[where[order] != PADDING]
-        return where[order], mine[0].cpu().numpy()[order]
+        return where[order], mine[1].cpu()[order]
 
-    def _score(
-        self, found: Mapping[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]
-    ) -> tuple[float, float]:
-        """Return the macro AUROC of the readout on the val part, and of how many labels."""
-        (train_rows, train), (val_rows, val) = (found[part] for part in PARTS)
-        if not len(train) or not np.isfinite(train).all() or not np.isfinite(val).all():
+    def _score(self, found: Mapping[str, tuple[IntArray, Tensor]]) -> tuple[float, float]:
+        """Return the macro AUROC of the readout on the val split, and of how many labels."""
+        (train_rows, train), (val_rows, val) = (found[split] for split in PROBED_SPLITS)
+        if not len(train) or not train.isfinite().all() or not val.isfinite().all():
             return float("nan"), 0.0
-        x = torch.from_numpy(train).double()
-        mean, std = x.mean(0), x.std(0, correction=0).clamp(min=1e-6)
-        targets, observed = self._truth(train_rows)
-        y = torch.from_numpy(np.where(observed != 0, targets, np.nan).astype(np.float64))
-        [(weight, bias)] = fit_logistic((x - mean) / std, y, (self.settings.penalty,))
-        logits = ((torch.from_numpy(val).double() - mean) / std) @ weight.T + bias
-        scored = ranking_metrics(logits.numpy(), *self._truth(val_rows))
+        answers = answers_of(self.shards, train_rows)
+        logits = fit_readout(train, answers, (self.settings.penalty,))(val).numpy()
+        truth = answers_of(self.shards, val_rows).numpy()
+        observed = ~np.isnan(truth)
+        scored = ranking_metrics(logits, (truth == 1).astype(np.uint8), observed.astype(np.uint8))
         # Without both values in training the readout is a constant, which says nothing.
-        learnt = ((y == 1).any(0) & (y == 0).any(0)).numpy()
+        learnt = ((answers == 1).any(0) & (answers == 0).any(0)).numpy()
         mean_area = macro(scored.auroc[learnt], scored.num_positives[learnt])
         return mean_area.value, float(mean_area.num_labels)
-
-    def _truth(
-        self, rows: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        present = np.ones(len(rows), np.bool_)
-        return labels_of(self.shards.index[rows], present, self.shards.layout.num_labels)
-
-
-def _some(rows: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
-    """Return that many rows at most, always the same ones, ascending."""
-    if len(rows) <= most:
-        return rows
-    return np.sort(np.random.default_rng(0).choice(rows, most, replace=False))

@@ -124,8 +124,8 @@ def _main(
 
 def _arm(kill_at: str) -> None:
     """Replace a function by one that kills its process at a call, such as `validation_step:5`."""
-    from ecgfounder_train.models import checkpoint
     from ecgfounder_train.training.module import PretrainModule
+    from ecgfounder_train.weights import checkpoint
 
     name, count = kill_at.split(":")
     owner: Any = {

@@ -15,9 +15,9 @@ from run_tools import Child
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.run_directory import RunDirectory
-from ecgfounder_train.models import checkpoint as checkpoints
 from ecgfounder_train.shards import ShardSet
 from ecgfounder_train.training.background import CheckpointWriter
+from ecgfounder_train.weights import checkpoint as checkpoints
 from ecgfounder_train.weights.checkpoint import find_checkpoint, step_name
 
 Pretrain = Callable[..., RunDirectory]
