@@ -14,9 +14,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ecgfounder_train.core.interrupts import end_script_at_ctrl_c
+from ecgfounder_train.core.threads import bound_spinning
 
-# Here, as this is the first of ours that a script imports.
+# Here, as this is the first of ours that a script imports, before torch.
 end_script_at_ctrl_c()
+bound_spinning()
 
 # Before polars and Arrow are loaded: what they free goes back to the system at once, not after a
 # while. Of a catalog of ten million records that is a gigabyte of the peak.
