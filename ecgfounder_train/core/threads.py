@@ -2,8 +2,8 @@
 
 An OpenMP thread that waits for the others spins. On a quiet machine that is the fastest way; beside
 other processes the spinning threads take the cores from those that compute. A step of `net1d_1m` at
-12 x 1000 on two cores, ECG/s quiet / beside two busy processes: as imported 365 / 6, passive waiting
-163 / 174, `GOMP_SPINCOUNT=100000` 355 / 102, one thread 298 / 148.
+12 x 1000 on two cores, ECG/s quiet / beside two busy processes: as imported 365 / 6, passive
+waiting 163 / 174, `GOMP_SPINCOUNT=100000` 355 / 102, one thread 298 / 148.
 """
 
 import math
