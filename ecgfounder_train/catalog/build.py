@@ -36,6 +36,7 @@ from ecgfounder_train.core.text_order import text_order
 from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.labels.kernels import NOT_COUNTED
 from ecgfounder_train.records.sources import SourceTable
+from ecgfounder_train.records.sources.rows import CONTRADICTION, IDENTITY
 
 CATALOG_COLUMNS: dict[str, pl.DataType] = {
     "record_path": pl.String(),
@@ -514,6 +515,21 @@ def _warnings(summary: Mapping[str, Any]) -> tuple[str, ...]:
             f"The patient of {stand_ins:,} records is not known, and each stands for one: if "
             "patients have several records, they may fall into different parts."
         )
+    counts = summary["source"]
+    repeated = counts.get("rows_of_a_record_seen_before", 0)
+    repeated += counts.get("label_rows_of_a_stem_seen_before", 0)
+    if repeated:
+        warnings.append(
+            f"{repeated:,} table rows are further rows of a record: the statements of all rows of "
+            "a record are united."
+        )
+    for name, number in counts.items():
+        if name.startswith(CONTRADICTION) and number:
+            column = name.removeprefix(CONTRADICTION)
+            outcome = (
+                "they are rejected as contradictory_rows" if column in IDENTITY else "it is unknown"
+            )
+            warnings.append(f"{number:,} records have rows that differ in {column}: {outcome}.")
     for what in ("records", "patients"):
         unknown = summary["excluded"][f"{what}_unknown"]
         if unknown:

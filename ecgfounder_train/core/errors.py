@@ -48,6 +48,7 @@ class RejectReason(StrEnum):
     SATURATED = "saturated"
     BLANK_PATIENT_ID = "blank_patient_id"
     DUPLICATE_RECORD = "duplicate_record"
+    CONTRADICTORY_ROWS = "contradictory_rows"
     EXCLUDED = "excluded_by_list"
     NO_SPLIT = "in_no_part_of_split"
     PATIENT_LIMIT = "beyond_max_records_per_patient"

@@ -23,6 +23,7 @@ EXPLANATIONS: Mapping[RejectReason, str] = {
     RejectReason.AMPLITUDE: "The amplitude is beyond what a heart gives: a fault or wrong units.",
     RejectReason.SATURATED: "The signal is clipped at the end of its number range.",
     RejectReason.BLANK_PATIENT_ID: "Without a patient nobody can say which part it belongs to.",
+    RejectReason.CONTRADICTORY_ROWS: "Rows of the record name two patients, files or folds.",
     RejectReason.DUPLICATE_RECORD: "The tables name the record twice, or the source as a copy.",
     RejectReason.EXCLUDED: "On the list of records and patients that are not to be used.",
     RejectReason.NO_SPLIT: "The split (folds or a list) has no part for it.",

@@ -113,7 +113,7 @@ def test_mimic_reports_are_statements_and_a_study_without_any_was_read_by_nobody
         "patient_id_blank": 0,
         "label_rows": 3,
         "label_rows_empty": 1,
-        "label_rows_of_a_record_seen_before": 0,
+        "rows_of_a_record_seen_before": 0,
         "label_rows_without_record": 1,
         "records_without_label_row": 1,
         "without_statement": 2,

@@ -24,7 +24,7 @@ def archive(tmp_path: Path) -> Path:
     days = ["20000", "", "-3", "0", "33000"]
     sexes = ["Female", "Male", "", "Unknown", "Male"]
     rows = [f'11{i},/S0001/1988/0{i + 1}/{STEMS[i]},"a, b",{sexes[i]},{days[i]}' for i in range(5)]
-    rows.append(f"999,/S0002/1990/01/{STEMS[0]},x,Male,1")  # the same stem again
+    rows.append(f"110,/S0002/1990/01/{STEMS[0]},x,Female,20000")  # the same stem again
     header = "BDSPPatientID,FileName,EthnicGroupDSC,SexDSC,AgeAtAcquisition"
     write(mgh / "metadata" / "metadata.csv", "\n".join([header, *rows]) + "\n")
     write(
@@ -112,9 +112,12 @@ def test_sex_is_read_from_either_column(archive: Path) -> None:
 @pytest.mark.parametrize(
     ("label_source", "expected"),
     [
-        ("physician", [["299", "390", "410"], None, ["22"], None, None]),
-        ("software", [["22", "1684"], ["161", "1699"], None, None, None]),
-        ("physician_else_software", [["299", "390", "410"], ["161", "1699"], ["22"], None, None]),
+        ("physician", [["299", "390", "410"], None, ["22", "23"], None, None]),
+        ("software", [["22", "1684"], ["161", "1699"], ["23"], None, None]),
+        (
+            "physician_else_software",
+            [["299", "390", "410"], ["161", "1699"], ["22", "23"], None, None],
+        ),
         ("v24", [["19", "1699"], ["19", "1699"], ["19", "1699"], None, None]),
     ],
 )
@@ -151,7 +154,7 @@ def test_every_quirk_is_counted(archive: Path) -> None:
         "age_capped": 1,
         "sex_unknown": 2,
         "merged_patient_pairs": 2,
-        "patients": 9,
+        "patients": 8,
         "file_name_blank": 0,
         "acquisition_rows": 10,
         "over_read_missing": 2,
@@ -163,6 +166,21 @@ def test_every_quirk_is_counted(archive: Path) -> None:
         "dictionary_without_acronym": 1,
         "dictionary_texts_of_two_codes": 1,
     }
+
+
+def test_a_stem_of_two_patients_is_rejected_and_its_other_contradictions_are_counted(
+    archive: Path,
+) -> None:
+    path = archive / "ECG" / "I0001" / "metadata" / "metadata.csv"
+    again = f"110,/S0002/1990/01/{STEMS[0]},x,Female,20000"
+    path.write_text(path.read_text().replace(again, f"999,/S0002/1990/01/{STEMS[0]},x,Male,1"))
+    table, records = read(archive)
+    both = records.filter(pl.col("record_path").str.ends_with(STEMS[0]))
+    assert both["reject_reason"].to_list() == ["contradictory_rows"] * 2
+    assert both["age_years"].to_list() == both["sex"].to_list() == [None, None]
+    assert records["reject_reason"].null_count() == records.height - 2
+    for column in ("patient_id", "age", "sex"):
+        assert table.counts[f"records_with_contradictory_{column}"] == 1
 
 
 def test_quirks_stand_site_by_site_beside_the_published_figures(archive: Path) -> None:

@@ -6,6 +6,7 @@ out. Order of the leads and unit are found as for CODE-test, or given.
 """
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from ecgfounder_train.core.errors import RejectedRecordError, RejectReason, UserError
 from ecgfounder_train.records.record import EcgRecord
 from ecgfounder_train.records.sources.code_test import FINDINGS, FS, CodeTestSource, open_hdf5
+from ecgfounder_train.records.sources.rows import gather_rows
 from ecgfounder_train.records.sources.table import (
     STAND_IN_PATIENT,
     SourceTable,
@@ -78,20 +80,21 @@ class Code15Source(CodeTestSource):
             ),
             path,
         )
+        counts = Counter({"rows": table.height})
+        table = gather_rows(table, "record_id", counts)
         absent = ~pl.col("file").is_in(self._files)
         missing = table.filter(absent | pl.col("file").is_null()).height
         if missing == table.height:
             raise UserError(f"None of the HDF5 files that {path} names is in {self.root}.")
         _ = self._lead_names, self._millivolt  # a wrong setting must not wait for the first record
         unknown = pl.col("patient_id").is_null()
-        counts = {
-            "rows": table.height,
-            "exams_in_files_not_there": missing,
-            "patient_unknown_record_stands_in": table.filter(unknown).height,
-        }
+        counts["exams_in_files_not_there"] = missing
+        counts["patient_unknown_record_stands_in"] = table.filter(unknown).height
+        former = pl.col("reject_reason") if "reject_reason" in table.columns else pl.lit(None)
         records = table.lazy().with_columns(
             pl.when(absent.fill_null(True))
             .then(pl.lit(RejectReason.MISSING_SIGNAL_FILE.value))
+            .otherwise(former)
             .alias("reject_reason"),
             pl.when(unknown)
             .then(pl.lit(STAND_IN_PATIENT) + pl.col("record_id"))
@@ -124,6 +127,10 @@ class Code15Source(CodeTestSource):
         file, _, exam = record_path.rpartition("/")
         try:
             tracings, rows = self._open(file)
+            if rows[int(exam)] < 0:
+                raise RejectedRecordError(
+                    RejectReason.DUPLICATE_RECORD, "its file holds several tracings of the exam"
+                )
             tracing = np.asarray(tracings[rows[int(exam)]], np.float32).T
         except KeyError:
             raise RejectedRecordError(
@@ -143,7 +150,10 @@ def _open(path_or_url: str, storage_options: str) -> tuple[Any, dict[int, int]]:
     """Return the tracings of a file, not read yet, and the row of each exam."""
     content = open_hdf5(path_or_url, json.loads(storage_options))
     try:
-        rows = {int(exam): row for row, exam in enumerate(content["exam_id"][:].ravel())}
+        exams = content["exam_id"][:].ravel().tolist()
+        seen = Counter(exams)
+        # Which tracing of an exam listed twice is meant is not known.
+        rows = {int(exam): -1 if seen[exam] > 1 else row for row, exam in enumerate(exams)}
         return content["tracings"], rows
     except (OSError, KeyError) as error:
         raise UserError(f"{path_or_url} holds no 'tracings' and 'exam_id'.") from error

@@ -3,8 +3,8 @@
 What its tables are like, and what is made of it:
 
 * The tables of a site join on the file **stem**; path prefixes differ from table to table, and v24
-  has a newline inside the quoted file name. Of a stem that a label table holds twice the first row
-  counts. Rows of a label table without a metadata row have no patient; they are only counted.
+  has a newline inside the quoted file name. The statements of all rows of a stem are united. Rows
+  of a label table without a metadata row have no patient; they are only counted.
 * Ids parse as floats where one is blank, so every column is read as text.
 * `AgeAtAcquisition` is in days. Missing or not positive means unknown; above 89 years becomes 90.
 * Dates are shifted per patient: `year` is the year of the folder, never that of the file name.

@@ -9,8 +9,9 @@ import polars as pl
 
 from ecgfounder_train.core.ages import CAPPED_YEARS, OLDEST_YEARS
 from ecgfounder_train.core.cells import CellSplitter, take_lists
-from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.errors import RejectReason, UserError
 from ecgfounder_train.records.sources.file_names import match_rows, parse_file_names
+from ecgfounder_train.records.sources.rows import CONTRADICTION
 from ecgfounder_train.records.sources.table import (
     clean_id,
     clean_number,
@@ -80,7 +81,32 @@ def read_metadata(path: Path, name: str, prefix: str, years: bool = False) -> Si
     )
     site = SiteTable(name, records)
     _count_quirks(site)
+    if site.counts["stem_seen_before"]:
+        _reject_contradictions(site)
     return site
+
+
+def _reject_contradictions(site: SiteTable) -> None:
+    """Reject records of two patients; an age or sex on which the rows differ becomes unknown."""
+    stem = pl.struct("stem", "stem_check")
+    several = pl.col("stem").is_not_null() & stem.is_duplicated()
+    repeated = site.records.filter(several).group_by("stem", "stem_check")
+    different = repeated.agg(pl.col("patient_id", "age_days", "sex").drop_nulls().n_unique())
+    for name in ("patient_id", "age_days", "sex"):
+        wrong = different.filter(pl.col(name) > 1).select("stem", "stem_check")
+        if wrong.is_empty():
+            continue
+        site.counts[f"{CONTRADICTION}{name.removesuffix('_days')}"] = wrong.height
+        hit = stem.is_in(wrong.select(stem).to_series().implode())
+        if name == "patient_id":
+            reason = pl.lit(RejectReason.CONTRADICTORY_ROWS.value, dtype=pl.Categorical)
+            value = pl.when(hit).then(reason).otherwise("reject_reason").alias("reject_reason")
+            site.records = site.records.with_columns(value)
+        else:
+            columns = ("age_days", "age_years") if name == "age_days" else (name,)
+            site.records = site.records.with_columns(
+                pl.when(~hit).then(pl.col(c)).alias(c) for c in columns
+            )
 
 
 def _count_quirks(site: SiteTable) -> None:
@@ -158,7 +184,7 @@ class Attached:
 def attach(site: SiteTable, table: LabelTable, splitter: CellSplitter) -> Attached:
     """Add each column of a label table to the site's readings, row by row beside its records.
 
-    Of a stem that the table holds twice the first row counts.
+    The statements of all rows of a stem are united.
     """
     keys = site.records.select("stem", "stem_check")
     rows, seen_before, matched = match_rows(keys, table.hashes)
@@ -166,6 +192,8 @@ def attach(site: SiteTable, table: LabelTable, splitter: CellSplitter) -> Attach
     for name in table.cells.columns:
         numbers = splitter.split(table.cells[name])
         blank[name] = numbers.is_null()
+        if seen_before:
+            numbers = _united(table.hashes, numbers)
         site.readings[name] = take_lists(numbers, rows)
     num_rows = table.cells.height
     return Attached(
@@ -175,6 +203,26 @@ def attach(site: SiteTable, table: LabelTable, splitter: CellSplitter) -> Attach
         num_rows - seen_before - matched,
         int((rows < 0).sum()),
     )
+
+
+def _united(hashes: pl.DataFrame, numbers: pl.Series) -> pl.Series:
+    """Return the lists with those of a stem's later rows added to its first row's."""
+    several = pl.struct("stem", "stem_check").is_duplicated() & pl.col("stem").is_not_null()
+    rows = hashes.with_columns(numbers.alias("numbers")).with_row_index("row")
+    united = (
+        rows.filter(several)
+        .group_by("stem", "stem_check")
+        .agg(
+            pl.col("row").first(),
+            pl.col("numbers").explode().drop_nulls().unique(maintain_order=True).alias("all"),
+            pl.col("numbers").is_null().all().alias("silent"),
+        )
+        .filter(~pl.col("silent"))
+    )
+    joined = rows.select("row", "numbers").join(
+        united.select("row", "all"), on="row", how="left", maintain_order="left"
+    )
+    return joined.select(pl.coalesce("all", "numbers").alias(numbers.name))[numbers.name]
 
 
 def count_headers(site: SiteTable, folder: Path) -> None:

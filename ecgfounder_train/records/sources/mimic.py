@@ -15,6 +15,7 @@ from typing import ClassVar
 import polars as pl
 
 from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.records.sources.rows import gather_rows
 from ecgfounder_train.records.sources.table import (
     SourceTable,
     clean,
@@ -46,8 +47,9 @@ class MimicSource:
         """
         counts: Counter[str] = Counter()
         studies = self._studies()
-        reports = self._reports(counts)
         counts["rows"] = studies.height
+        studies = gather_rows(studies, "record_id", counts)
+        reports = self._reports(counts)
         counts["patient_id_blank"] = studies["patient_id"].null_count()
         counts["label_rows_without_record"] = reports.join(
             studies, on="record_id", how="anti"
@@ -97,11 +99,9 @@ class MimicSource:
             ),
             path,
         )
-        unique = table.unique("record_id", keep="first", maintain_order=True)
         counts["label_rows"] = table.height
         counts["label_rows_empty"] = table["statements"].null_count()
-        counts["label_rows_of_a_record_seen_before"] = table.height - unique.height
-        return unique
+        return gather_rows(table, "record_id", counts)
 
 
 SOURCE = MimicSource

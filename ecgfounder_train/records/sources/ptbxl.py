@@ -5,6 +5,7 @@ the likelihood is not known. The ten folds are disjoint in patients; the benchma
 selects on 9 and tests on 10 (Strodthoff et al. 2020, doi:10.1109/JBHI.2020.3022989).
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -12,6 +13,7 @@ from typing import ClassVar
 import polars as pl
 
 from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.records.sources.rows import gather_rows
 from ecgfounder_train.records.sources.table import (
     STAND_IN_PATIENT,
     SourceTable,
@@ -77,11 +79,10 @@ class PtbxlSource:
             path,
         )
         unknown_patient = pl.col("patient_id").is_null()
-        counts = {
-            "rows": table.height,
-            "patient_unknown_record_stands_in": table.filter(unknown_patient).height,
-            "without_statement": table.filter(pl.col("statements").list.len() == 0).height,
-        }
+        counts = Counter({"rows": table.height})
+        table = gather_rows(table, "record_id", counts)
+        counts["patient_unknown_record_stands_in"] = table.filter(unknown_patient).height
+        counts["without_statement"] = table.filter(pl.col("statements").list.len() == 0).height
         records = table.lazy().with_columns(
             pl.when(unknown_patient)
             .then(pl.lit(STAND_IN_PATIENT) + pl.col("record_id"))

@@ -19,6 +19,7 @@ import polars as pl
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.records.remote import fetched
+from ecgfounder_train.records.sources.rows import gather_rows
 from ecgfounder_train.records.sources.table import (
     RECORD_COLUMNS,
     STAND_IN_PATIENT,
@@ -237,10 +238,9 @@ class WfdbFolderSource:
                 f"No row of {path} fits a record below {self.root}: column {record_column!r} must "
                 "hold record names or paths. Set source.record_column."
             )
-        unique = table.unique("record_path", keep="first", maintain_order=True)
-        counts["table_rows_of_a_record_seen_before"] = table.height - unique.height
-        counts["records_without_table_row"] = len(paths) - unique.height
-        return unique.drop("stem", "record_name")
+        table = gather_rows(table.drop("stem", "record_name"), "record_path", counts)
+        counts["records_without_table_row"] = len(paths) - table.height
+        return table
 
     def _split(self, cell: pl.Expr) -> pl.Expr:
         if self.statement_pattern is None:
@@ -322,7 +322,7 @@ def _merge(records: pl.DataFrame, table: pl.DataFrame) -> pl.DataFrame:
     joined = records.join(
         table, on="record_path", how="left", suffix="_table", maintain_order="left"
     )
-    both = [name for name in table.columns if name != "record_path"]
+    both = [name for name in table.columns if name in records.columns and name != "record_path"]
     return joined.with_columns(pl.coalesce(f"{name}_table", name).alias(name) for name in both)
 
 
