@@ -60,6 +60,8 @@ _FEW_WORDS = ("site", "sex", "split", "reject_reason")
 """Columns of few different texts: sixteen bytes a row as text, as categories four."""
 _CHUNK_RECORDS = 500_000
 _NUM_UNKNOWN = 100
+_NUM_REASONS = 6
+LEFT_OUT_NAME = "files_left_out.csv"
 
 
 class Split(Protocol):
@@ -88,6 +90,8 @@ class Catalog:
     """Patients whose ids fell into several parts (private)."""
     facts: CatalogFacts | None = field(default=None, compare=False)
     """Counts for the data report (private until small cells are suppressed)."""
+    files_left_out: pl.DataFrame | None = field(default=None, compare=False)
+    """Files of the source that belong to no record, with the reason (private: paths)."""
 
     @property
     def description(self) -> str:
@@ -102,12 +106,27 @@ class Catalog:
                 )
         for reason, count in self.summary["rejected"].items():
             lines.append(f"  rejected: {reason}: {count:,}")
+        lines += self._left_out()
         statements = self.summary["statements"]
         lines.append(
             f"  {statements['in_no_label']:,} of {statements['read']:,} statements bear on no "
             f"label ({statements['different_in_no_label']:,} different ones)"
         )
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+
+    def _left_out(self) -> list[str]:
+        """Return how many files belong to no record, by reason."""
+        if self.files_left_out is None or self.files_left_out.is_empty():
+            return []
+        reasons = self.files_left_out["reason"].value_counts(sort=True)
+        listed = [f"{count:,} {reason}" for reason, count in reasons.head(_NUM_REASONS).iter_rows()]
+        if others := reasons["count"].sum() - reasons["count"].head(_NUM_REASONS).sum():
+            listed.append(f"{others:,} other")
+        number = self.files_left_out.height
+        return [
+            f"  {number:,} files belong to no record and are listed in {LEFT_OUT_NAME} beside the "
+            f"catalog: {'; '.join(listed)}"
+        ]
 
 
 def build_catalog(
@@ -197,6 +216,7 @@ def build_catalog(
         unknown,
         assignment.joined,
         facts,
+        source_table.files_left_out,
     )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ecgfounder_train.catalog.build import CATALOG_COLUMNS, Catalog
+from ecgfounder_train.catalog.build import CATALOG_COLUMNS, LEFT_OUT_NAME, Catalog
 from ecgfounder_train.catalog.facts import write_facts
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file
@@ -19,7 +19,7 @@ _KEY = "ecgfounder_train.catalog"
 def write_catalog(path: Path | str, catalog: Catalog) -> Path:
     """Write the catalog so that it is whole or absent, and return its path.
 
-    Its facts and the statements that no label knows go beside it.
+    Its facts, the statements that no label knows and the files left out go beside it.
     """
     header = {
         "format_version": FORMAT_VERSION,
@@ -35,6 +35,9 @@ def write_catalog(path: Path | str, catalog: Catalog) -> Path:
     if catalog.unknown_statements is not None:
         with atomic_file(Path(path).with_name(UNKNOWN_NAME)) as handle:
             catalog.unknown_statements.write_csv(handle)
+    if catalog.files_left_out is not None:
+        with atomic_file(Path(path).with_name(LEFT_OUT_NAME)) as handle:
+            catalog.files_left_out.write_csv(handle)
     return Path(path)
 
 

@@ -122,6 +122,8 @@ def list_files(
     """Yield the relative paths of the files below `root` that end in one of `suffixes`.
 
     Folders come in sorted order and files sorted within them, so the order depends on names alone.
+    The case of a suffix does not matter. A linked folder is followed unless it leads back into the
+    root, or around it: its files are listed once, and a loop ends.
 
     Raises:
         OSError: The root is absent or cannot be listed.
@@ -136,17 +138,34 @@ def list_files(
                 folders.sort()
             prefix = folder.rstrip("/")[len(top) :].strip("/")
             for name in sorted(files):
-                if name.endswith(chosen):
+                if name.lower().endswith(chosen):
                     yield f"{prefix}/{name}" if prefix else name
         return
     if not Path(root).is_dir():
-        raise FileNotFoundError(f"{root} is no folder")
-    for folder, folders, files in os.walk(root, onerror=_raise):
-        folders.sort()
+        raise FileNotFoundError(f"{root} is not a folder")
+    top_folder = Path(root).resolve()
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, files in os.walk(root, onerror=_raise, followlinks=True):
+        folders[:] = sorted(
+            name for name in folders if _is_new(Path(folder, name), top_folder, seen)
+        )
         prefix = os.path.relpath(folder, root).replace(os.sep, "/")
         for name in sorted(files):
-            if name.endswith(chosen):
+            if name.lower().endswith(chosen):
                 yield name if prefix == "." else f"{prefix}/{name}"
+
+
+def _is_new(folder: Path, root: Path, seen: set[tuple[int, int]]) -> bool:
+    """Return whether a folder is to be walked: not again, and not by a link back into the root."""
+    if folder.is_symlink():
+        target = folder.resolve()
+        if target.is_relative_to(root) or root.is_relative_to(target):
+            return False
+    info = folder.stat()
+    identity = (info.st_dev, info.st_ino)
+    is_new = identity not in seen
+    seen.add(identity)
+    return is_new
 
 
 def _raise(error: OSError) -> None:

@@ -73,6 +73,8 @@ class SourceTable:
     too many records for lists of text."""
     quirks: tuple[Quirk, ...] = ()
     """What is odd about the tables, site by site."""
+    files_left_out: pl.DataFrame | None = None
+    """Files below the root that belong to no record: columns `file` and `reason`."""
 
 
 class Source(Protocol):

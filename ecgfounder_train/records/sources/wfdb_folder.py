@@ -8,6 +8,7 @@ statements in either is unobserved, never negative.
 The root may be a URL: headers are then fetched several at a time, signals stay where they are.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,8 +18,9 @@ from typing import Any
 
 import polars as pl
 
-from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.errors import RejectedRecordError, RejectReason, UserError
 from ecgfounder_train.records.remote import fetched
+from ecgfounder_train.records.signal_files import open_regular
 from ecgfounder_train.records.sources.rows import gather_rows
 from ecgfounder_train.records.sources.table import (
     RECORD_COLUMNS,
@@ -85,13 +87,17 @@ class WfdbFolderSource:
             UserError: No header, no such table or column, no row of it fits, or no statements.
         """
         counts: Counter[str] = Counter()
-        paths = self._walk(counts)
+        headers, others = self._walk(counts)
+        paths = sorted(headers)
         rows: list[dict[str, Any]] = []
         segments: set[str] = set()
         masters: set[str] = set()
-        for path, text in zip(paths, self._headers(paths), strict=True):
+        signals: set[str] = set()
+        for path, text in zip(paths, self._headers([headers[p] for p in paths]), strict=True):
             rows.append(self._from_header(path, text, counts))
-            if of_record := _segments(path, text or ""):
+            of_record, of_signals = _files_named(path, text or "")
+            signals |= of_signals
+            if of_record:
                 masters.add(path)
                 segments |= of_record
         records = pl.DataFrame(rows, schema=_HEADER_SCHEMA)
@@ -113,6 +119,7 @@ class WfdbFolderSource:
                 + "). Name a CSV with source.table, source.record_column and "
                 "source.statement_columns, or set source.require_labels=false."
             )
+        left_out = _left_out(others, set(headers), signals, self.table, counts)
         stand_in = pl.lit(STAND_IN_PATIENT) + pl.col("record_id")
         records = records.with_columns(
             pl.when(unknown_patient).then(stand_in).otherwise("patient_id").alias("patient_id")
@@ -123,47 +130,49 @@ class WfdbFolderSource:
             None,
             dict(counts),
             storage_options=self.storage_options,
+            files_left_out=left_out,
         )
 
-    def _walk(self, counts: Counter[str]) -> list[str]:
-        headers: list[str] = []
-        signals: list[str] = []
+    def _walk(self, counts: Counter[str]) -> tuple[dict[str, str], list[str]]:
+        """Return the header of each record by its path, and all other files."""
+        headers: dict[str, str] = {}
+        others: list[str] = []
         with reading(self.root):
-            for name in list_files(self.root, (".hea", ".dat", ".mat"), self.storage_options):
-                # A name that is no UTF-8 cannot stand in a table: its record is found, and rejected
-                # as not there.
-                stem = name[:-4].encode("utf-8", "replace").decode()
-                if stem.rpartition("/")[2]:
-                    (headers if name.endswith(".hea") else signals).append(stem)
+            for name in list_files(self.root, (), self.storage_options):
+                # A name that is not UTF-8 cannot stand in a table: its record is found, and
+                # rejected as missing.
+                text = name.encode("utf-8", "replace").decode()
+                stem = text[:-4]
+                is_header = name.lower().endswith(".hea") and stem.rpartition("/")[2]
+                if is_header and stem not in headers:
+                    headers[stem] = name
+                else:
+                    others.append(text)
         if not headers:
             raise UserError(
-                f"No WFDB record below {self.root}: looked for *.hea in it and all its folders. "
-                "Check source.root; headers are needed beside the .dat or .mat files."
+                f"No WFDB record below {self.root}: looked for *.hea in it and all its folders"
+                + (f" ({_by_suffix(others)} are there)" if others else "")
+                + ". Check source.root; headers are needed beside the .dat or .mat files. Arrays "
+                "(.npy, .h5, .zarr) beside a CSV are read by source=arrays."
             )
         counts["rows"] = len(headers)
-        counts["signal_files_without_header"] = len(set(signals) - set(headers))
-        return sorted(headers)
+        return headers, others
 
-    def _headers(self, paths: list[str]) -> Iterator[str | None]:
-        """Yield the text of each record's header, None where it cannot be opened."""
+    def _headers(self, files: list[str]) -> Iterator[str | None]:
+        """Yield the text of each header, None where it cannot be opened."""
 
-        def read(record_path: str) -> str | None:
-            url = join(self.root, f"{record_path}.hea")
-            try:
-                return open_bytes(url, self.storage_options, limit=_HEADER_BYTES).decode(
-                    "utf-8", errors="replace"
-                )
-            except OSError:
-                if is_remote(self.root):
-                    raise  # nothing is known about the record then
-                return None
+        def fetch(file: str) -> bytes:
+            return open_bytes(join(self.root, file), self.storage_options, limit=_HEADER_BYTES)
 
         if not is_remote(self.root):
-            yield from map(read, paths)
+            root = Path(self.root)
+            for file in files:
+                content = _local_bytes(root / file, root)
+                yield None if content is None else _decoded(content)
             return
         with reading(self.root):
-            for result in fetched(paths, read, _NUM_FETCHES):
-                yield result()
+            for result in fetched(files, fetch, _NUM_FETCHES):
+                yield _decoded(result())
 
     def _from_header(
         self, record_path: str, text: str | None, counts: Counter[str]
@@ -326,14 +335,64 @@ def _merge(records: pl.DataFrame, table: pl.DataFrame) -> pl.DataFrame:
     return joined.with_columns(pl.coalesce(f"{name}_table", name).alias(name) for name in both)
 
 
-def _segments(record_path: str, text: str) -> set[str]:
-    """Return the paths of a multi-segment record's segments, which are no records themselves."""
-    lines = [line.split() for line in text.splitlines() if not line.lstrip().startswith("#")]
-    (head, *listed) = [line for line in lines if line] or [[""]]
-    if "/" not in head[0]:
-        return set()
+def _local_bytes(file: Path, root: Path) -> bytes | None:
+    try:
+        descriptor = open_regular(
+            file, root, RejectReason.MISSING_HEADER, RejectReason.UNREADABLE_HEADER
+        )
+    except RejectedRecordError:
+        return None
+    with os.fdopen(descriptor, "rb") as handle:
+        return handle.read(_HEADER_BYTES)
+
+
+def _decoded(content: bytes) -> str:
+    return content.decode("utf-8", errors="replace").replace("\r", "\n")
+
+
+def _files_named(record_path: str, text: str) -> tuple[set[str], set[str]]:
+    """Return the paths of a record's segments, which are no records, and of its signal files."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     folder = record_path.rpartition("/")[0]
-    return {f"{folder}/{line[0]}" if folder else line[0] for line in listed}
+    # The first word of a line; of a name with blanks all words but the last fields.
+    has_segments = bool(lines) and "/" in lines[0].split()[0]
+    pattern = r"\s+\d+\s*$" if has_segments else r"\s+\d+(x\d+)?(:\d+)?(\+\d+)?(\s.*)?$"
+    names = {re.sub(pattern, "", line.strip()) for line in lines[1:]}
+    paths = {f"{folder}/{name}" if folder else name for name in names}
+    return (paths, set()) if has_segments else (set(), paths)
+
+
+def _left_out(
+    others: Sequence[str],
+    headers: set[str],
+    signals: set[str],
+    table: str | None,
+    counts: Counter[str],
+) -> pl.DataFrame:
+    """Return the files that belong to no record, with the reason."""
+    used = {name.lower() for name in signals}
+    rows = []
+    for name in others:
+        stem, _, suffix = name.rpartition(".")
+        is_signal = suffix.lower() in ("dat", "mat")
+        if name.lower() in used or (is_signal and stem in headers) or name == table:
+            continue
+        if is_signal:
+            rows.append((name, f".{suffix.lower()} file without a header (.hea)"))
+            counts["signal_files_without_header"] += 1
+        elif suffix.lower() == "hea":
+            rows.append((name, "header without a name, or a second one of a record"))
+        else:
+            shown = f".{suffix.lower()}" if stem and "/" not in suffix else "no suffix"
+            rows.append((name, f"not a WFDB header or signal file ({shown})"))
+    counts["files_left_out"] = len(rows)
+    return pl.DataFrame(rows, schema={"file": pl.String, "reason": pl.String}, orient="row")
+
+
+def _by_suffix(names: Sequence[str]) -> str:
+    """Return the most frequent suffixes with their counts."""
+    found = Counter(PurePosixPath(name).suffix.lower() or "without suffix" for name in names)
+    return ", ".join(f"{number:,} {suffix}" for suffix, number in found.most_common(4))
 
 
 def _sampling_rate(lines: list[str]) -> float | None:
