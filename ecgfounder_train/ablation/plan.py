@@ -9,8 +9,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ecgfounder_train.app import compose_config
+from ecgfounder_train.core.config import parse_settings
 from ecgfounder_train.core.errors import UserError
-from ecgfounder_train.core.settings import parse_settings
 from ecgfounder_train.models import MODEL_TABLE, Net1DConfig, forward_flops
 from ecgfounder_train.models.families import FAMILY_MODEL, parameter_count, resolve_model
 from ecgfounder_train.shards import ShardSet

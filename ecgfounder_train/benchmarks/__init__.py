@@ -13,8 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ecgfounder_train.core.config import parse_settings
 from ecgfounder_train.core.errors import UserError, did_you_mean
-from ecgfounder_train.core.settings import parse_settings
 
 
 @dataclass(frozen=True)

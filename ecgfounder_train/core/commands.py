@@ -2,12 +2,32 @@
 
 import re
 import shlex
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 DEFAULT_PATHS = {"runs": "outputs/runs", "ablations": "outputs/ablations"}
-"""What `configs/paths/default.yaml` says: a command needs to name other places only."""
+"""Defaults of the `paths` section: a command needs to name other folders only."""
 
 _PLAIN = re.compile(r"[\w./:@%+*?-]+( [\w./:@%+*?-]+)*")
+
+
+def program(verb: str) -> str:
+    """Return how this process's kind of start runs a verb: the script, or `ecgfounder VERB`."""
+    return f"ecgfounder {verb}" if _is_installed_command() else f"python scripts/{verb}.py"
+
+
+def as_started(text: str) -> str:
+    """Return a message in which scripts/VERB.py is `ecgfounder VERB` where that was started."""
+    if not _is_installed_command():
+        return text
+    return re.sub(r"(?:python )?scripts/([a-z]+)\.py", r"ecgfounder \1", text)
+
+
+def _is_installed_command() -> bool:
+    # `ecgfounder`, or `python -m ecgfounder_train`.
+    start = Path(sys.argv[0])
+    return start.stem == "ecgfounder" or start.parent.name == "ecgfounder_train"
 
 
 def command(
@@ -28,7 +48,7 @@ def command(
         if name in DEFAULT_PATHS and str(place) != DEFAULT_PATHS[name]
     }
     settings = [f"{key}={_value(str(value))}" for key, value in {**keys, **moved}.items()]
-    return shlex.join(["python", f"scripts/{verb}.py", *words, *settings])
+    return shlex.join([*program(verb).split(), *words, *settings])
 
 
 def _value(text: str) -> str:

@@ -10,10 +10,10 @@ import polars as pl
 
 from ecgfounder_train import __version__
 from ecgfounder_train.catalog import Catalog
+from ecgfounder_train.core.config import parse_settings
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file, sha256_file
 from ecgfounder_train.core.fingerprints import fingerprint
-from ecgfounder_train.core.settings import parse_settings
 from ecgfounder_train.data_report.counts import count_records
 from ecgfounder_train.data_report.disclosure import check_min_cell
 from ecgfounder_train.data_report.page import ReportPage

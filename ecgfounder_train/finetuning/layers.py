@@ -6,7 +6,7 @@ from typing import Any
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.finetuning.starting_point import HEAD_PREFIXES
 from ecgfounder_train.models import Net1D
-from ecgfounder_train.training.module import OptimizerSettings
+from ecgfounder_train.settings.training import OptimizerSettings
 
 _STAGE = re.compile(r"stage_list\.(\d+)\.")
 

@@ -21,20 +21,26 @@ from ecgfounder_train.finetuning.subsets import with_fraction
 from ecgfounder_train.finetuning.task import Task
 from ecgfounder_train.finetuning.task_shards import open_task
 from ecgfounder_train.loader.crops import check_crops
-from ecgfounder_train.loader.transforms import Augmentation
 from ecgfounder_train.losses import MaskedRegression
 from ecgfounder_train.models import Net1D
 from ecgfounder_train.models.linear_readout import Readout
+from ecgfounder_train.settings.training import (
+    Augmentation,
+    Budget,
+    DataSettings,
+    EmaSettings,
+    OptimizerSettings,
+    RunSettings,
+    TrainerSettings,
+)
 from ecgfounder_train.shards import ShardSet
 from ecgfounder_train.shards.overlap import check_overlap
 from ecgfounder_train.training.ema import WeightAverage
 from ecgfounder_train.training.keeper import RunFacts, require_same
-from ecgfounder_train.training.module import OptimizerSettings
 from ecgfounder_train.training.pretrain import KEYS_WITH_PATHS, fit
 from ecgfounder_train.training.schedules import create_schedule
-from ecgfounder_train.training.settings import Budget, DataSettings, EmaSettings, RunSettings
 from ecgfounder_train.training.split_weights import create_split_loss
-from ecgfounder_train.training.trainer import TrainerSettings, hardware, versions
+from ecgfounder_train.training.trainer import hardware, on_this_machine, versions
 from ecgfounder_train.weights.checkpoint import (
     BEST,
     FORMAT_VERSION,
@@ -67,7 +73,7 @@ class Finetuning:
             raise UserError(f"mode={self.mode!r} is unknown.{did_you_mean(self.mode, MODES)}")
         self.run = RunDirectory.of(config["paths"]["runs"], config["run"])
         self.numbers = RunSettings.from_config(config)
-        self.trainer = TrainerSettings.from_config(config["trainer"])
+        self.trainer = on_this_machine(TrainerSettings.from_config(config["trainer"]))
         require_launch(self.trainer.devices, self.trainer.num_nodes)
         DataSettings.from_config(config["data"]).per_rank(self.trainer.world_size)
         if self.mode == "linear_probe" and self.trainer.world_size > 1:

@@ -10,9 +10,10 @@ from torch import Tensor
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import sha256_file
 from ecgfounder_train.core.fingerprints import fingerprint
-from ecgfounder_train.loader.transforms import Augmentation, BatchTransform
+from ecgfounder_train.loader.transforms import BatchTransform
 from ecgfounder_train.models import Net1D, create_model
 from ecgfounder_train.records import SignalProfile
+from ecgfounder_train.settings.training import Augmentation
 from ecgfounder_train.weights.checkpoint import resolve_checkpoint
 from ecgfounder_train.weights.trained_model import UNSTATED_LICENCE, TrainedModel
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ecgfounder_train.core.config import parse_settings
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.fingerprints import fingerprint
-from ecgfounder_train.core.settings import parse_settings
 
 KINDS = ("binary", "multi_label", "regression", "icd")
 TRANSFORMS = ("identity", "log")

@@ -16,11 +16,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ecgfounder_train.core.config import parse_settings
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file, sha256_file, sweep_partial_files
 from ecgfounder_train.core.fingerprints import fingerprint
 from ecgfounder_train.core.progress import ProgressMeter
-from ecgfounder_train.core.settings import parse_settings
 from ecgfounder_train.inference.find import FoundRecords, find_records
 from ecgfounder_train.inference.inputs import InputOptions
 from ecgfounder_train.inference.model import EcgModel, load_model

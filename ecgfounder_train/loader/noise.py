@@ -7,11 +7,12 @@ any device computes alike.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from ecgfounder_train.settings.training import Augmentation
 
 Uniforms = Callable[[str, int], npt.NDArray[np.float32]]
 """(stream, count) -> numbers in [0, 1), (B, count)."""
@@ -23,38 +24,14 @@ _WANDER_WAVES = 3
 _BURST_S = (0.2, 1.5)
 
 
-@dataclass(frozen=True)
-class NoiseStrengths:
-    """Largest strength of each noise in mV; a recording's own lies evenly between 0 and it.
-
-    Args:
-        white: Standard deviation.
-        wander: Root mean square of slow waves (0.05 to 0.5 Hz: breathing, electrodes), one set of
-            frequencies per recording, other phases and sizes in each lead.
-        mains: Root mean square of a hum at `mains_hz`, of another phase and size in each lead.
-        muscle: Standard deviation at the height of a burst of fast noise, somewhere in the signal.
-        mains_hz: 50 or 60.
-    """
-
-    white: float = 0.0
-    wander: float = 0.0
-    mains: float = 0.0
-    muscle: float = 0.0
-    mains_hz: float = 60.0
-
-    @property
-    def are_off(self) -> bool:
-        """Whether there is none."""
-        return not (self.white or self.wander or self.mains or self.muscle)
-
-
 def noise_mv(
-    like: torch.Tensor, strengths: NoiseStrengths, fs: float, uniforms: Uniforms, keys: Keys
+    like: torch.Tensor, strengths: Augmentation, fs: float, uniforms: Uniforms, keys: Keys
 ) -> torch.Tensor:
     """Return the sum of the noises that are on.
 
-    Leads are independent but for what `NoiseStrengths` says; the limb leads' sums (III = II - I)
-    do not hold for it.
+    Waves of baseline wander have one set of frequencies per recording, and mains interference one
+    frequency; phases and sizes differ between leads. Otherwise leads are independent, and the limb
+    leads' sums (III = II - I) do not hold for the noise. Muscle noise is one burst per recording.
 
     Shape:
         like: (B, L, T), whose shape and device the result has; T at `fs` Hz.
@@ -70,24 +47,26 @@ def noise_mv(
         return largest * drawn(f"{stream}:level", 1, 1)
 
     time = torch.arange(length, device=like.device, dtype=like.dtype) / fs
-    if strengths.wander:
+    if strengths.baseline_wander:
         low, high = _WANDER_HZ
         sizes = _normal(drawn("wander:sizes", num_leads, _WANDER_WAVES))
         # Normal sizes: a sine's mean square is half its squared size.
-        sizes = sizes * level("wander", strengths.wander) * math.sqrt(2 / _WANDER_WAVES)
+        sizes = sizes * level("wander", strengths.baseline_wander) * math.sqrt(2 / _WANDER_WAVES)
         phases = 2 * math.pi * drawn("wander:phases", num_leads, _WANDER_WAVES)
         frequencies = low + (high - low) * drawn("wander:frequencies", 1, _WANDER_WAVES)
         for wave in range(_WANDER_WAVES):
             angle = 2 * math.pi * frequencies[..., wave, None] * time + phases[..., wave, None]
             total += sizes[..., wave, None] * angle.sin()
-    if strengths.mains:
-        sizes = _normal(drawn("mains:sizes", num_leads)) * level("mains", strengths.mains)[..., 0]
+    if strengths.mains_noise:
+        sizes = (
+            _normal(drawn("mains:sizes", num_leads)) * level("mains", strengths.mains_noise)[..., 0]
+        )
         phases = 2 * math.pi * drawn("mains:phases", num_leads)
         angle = 2 * math.pi * strengths.mains_hz * time + phases[..., None]
         total += math.sqrt(2) * sizes[..., None] * angle.sin()
-    if strengths.white:
-        total += level("white", strengths.white) * hashed_normal(keys("noise:white"), like)
-    if strengths.muscle:
+    if strengths.white_noise:
+        total += level("white", strengths.white_noise) * hashed_normal(keys("noise:white"), like)
+    if strengths.muscle_noise:
         # Differences of white noise: next to nothing below a few Hz, most at half the rate.
         white = hashed_normal(keys("noise:muscle"), like)
         fast = (white - white.roll(1, -1)) / math.sqrt(2)
@@ -95,7 +74,7 @@ def noise_mv(
         middle = length / fs * drawn("muscle:middle", 1, 1)
         width = short + (long - short) * drawn("muscle:width", 1, 1)
         burst = torch.exp(-0.5 * ((time - middle) / width).square())
-        total += level("muscle", strengths.muscle) * burst * fast
+        total += level("muscle", strengths.muscle_noise) * burst * fast
     return total
 
 

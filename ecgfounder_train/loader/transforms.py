@@ -15,84 +15,16 @@ import torch
 from scipy import special
 
 from ecgfounder_train.core.errors import UserError
-from ecgfounder_train.core.settings import parse_settings
 from ecgfounder_train.loader.counter_rng import row_keys, uniforms
 from ecgfounder_train.loader.crops import random_crop
-from ecgfounder_train.loader.noise import NoiseStrengths, noise_mv
+from ecgfounder_train.loader.noise import noise_mv
 from ecgfounder_train.records import LoadNormalisation
+from ecgfounder_train.settings.training import LEAD_CHOICES, Augmentation
 
 MICROVOLT_PER_MILLIVOLT = 1000.0
-LEAD_CHOICES = ("all", "lead_I", "published", "uniform")
 
 # Frontal-plane leads as signed stored leads: the axis of lead I turned by at most 90 degrees.
 _FRONTAL = (("aVL", 1), ("aVR", -1), ("II", 1), ("III", -1), ("aVF", 1), ("aVF", -1))
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Strengths of the augmentations; zero is off. None changes the state dict.
-
-    Noise is in mV, whatever the profile normalises to: it is added before, and the record divided
-    by its own statistics without noise. A record's strength lies evenly between 0 and the key's.
-
-    Args:
-        circular_shift: Largest rotation in time as a share of the window (1 = anywhere).
-        lead_gain: Standard deviation of the logarithm of a gain drawn per lead.
-        mixup: Alpha of the Beta distribution of the mixing weight (Zhang et al. 2018,
-            arXiv 1710.09412). Partners are neighbours in the epoch's order (slots 2i and 2i + 1),
-            so ranks must hold even numbers of samples.
-        lead_dropout: Probability that a lead is silenced.
-        amplitude_gain: Standard deviation of the logarithm of a gain common to all leads.
-        crop: Length of the random piece of each window that is trained on, as a share of the window
-            (0.25: 2.5 s of 10 s). Evaluation sees whole windows, or every piece in turn
-            (`evaluate.py crops=`).
-        white_noise: Largest standard deviation of white noise, mV.
-        baseline_wander: Largest root mean square of slow waves, mV.
-        mains_noise: Largest root mean square of a hum, mV.
-        mains_hz: Its frequency; below half the shards' rate.
-        muscle_noise: Largest standard deviation of a burst of fast noise, mV.
-    """
-
-    circular_shift: float = 0.0
-    lead_gain: float = 0.0
-    amplitude_gain: float = 0.0
-    lead_dropout: float = 0.0
-    mixup: float = 0.0
-    crop: float = 0.0
-    white_noise: float = 0.0
-    baseline_wander: float = 0.0
-    mains_noise: float = 0.0
-    mains_hz: float = 60.0
-    muscle_noise: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("circular_shift", "lead_dropout", "crop"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(
-                    f"augmentation.{name}={getattr(self, name)} is not between 0 and 1."
-                )
-        strengths = ("lead_gain", "amplitude_gain", "mixup", "white_noise", "baseline_wander")
-        for name in (*strengths, "mains_noise", "muscle_noise"):
-            if getattr(self, name) < 0:
-                raise UserError(f"augmentation.{name}={getattr(self, name)} is negative.")
-        if self.mains_hz not in (50.0, 60.0):
-            raise UserError(f"augmentation.mains_hz={self.mains_hz:g} is neither 50 nor 60.")
-
-    @property
-    def noise(self) -> NoiseStrengths:
-        """The noises among them."""
-        return NoiseStrengths(
-            self.white_noise,
-            self.baseline_wander,
-            self.mains_noise,
-            self.muscle_noise,
-            self.mains_hz,
-        )
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "Augmentation":
-        """Return the augmentation of a config's `augmentation` section."""
-        return parse_settings(cls, config, "augmentation")
 
 
 @dataclass(frozen=True)
@@ -119,7 +51,7 @@ class BatchTransform:
     fs: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.augmentation.noise.are_off:
+        if self.augmentation.adds_noise:
             assert self.fs is not None, "noise has frequencies"
             if self.augmentation.mains_noise and 2 * self.augmentation.mains_hz >= self.fs:
                 raise UserError(
@@ -168,7 +100,7 @@ class BatchTransform:
         signal = signal.float() / MICROVOLT_PER_MILLIVOLT
         if sign is not None:
             signal = signal * sign
-        if training and not self.augmentation.noise.are_off:
+        if training and self.augmentation.adds_noise:
             signal = signal + self._noise(signal, batch)
         time = torch.arange(signal.shape[-1], device=signal.device)
         valid = (time >= start[:, None]) & (time < (start + count)[:, None])
@@ -190,7 +122,7 @@ class BatchTransform:
         assert self.fs is not None
         return noise_mv(
             signal,
-            self.augmentation.noise,
+            self.augmentation,
             self.fs,
             lambda stream, count: self._draw(batch, stream, count),
             lambda stream: row_keys(self.seed, batch["epoch"], batch["slots"], stream),

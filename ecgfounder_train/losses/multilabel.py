@@ -7,8 +7,7 @@ x is a logit, p = sigmoid(x), y the target, m whether it was observed. Every los
 s the label smoothing. Targets may lie between 0 and 1 (mixed records). At least float32 throughout.
 """
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,22 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecgfounder_train.core.errors import UserError, did_you_mean
-
-POSITIVES = ("log", "focal_margin")
+from ecgfounder_train.settings.losses import (
+    LOSS_SETTINGS,
+    AsymmetricSettings,
+    BceSettings,
+    FocalSettings,
+    HillSettings,
+    LossSettings,
+)
 
 
 class MultiLabelLoss(nn.Module):
-    """A loss of each output from its positive and its negative term.
+    """A loss of each output from its positive and its negative term."""
 
-    Args:
-        label_smoothing: s: targets move by half of this towards 0.5.
-    """
-
-    def __init__(self, label_smoothing: float = 0.0) -> None:
+    def __init__(self, settings: LossSettings) -> None:
         super().__init__()
-        if not 0.0 <= label_smoothing < 1.0:
-            raise UserError(f"loss.label_smoothing={label_smoothing} must lie in [0, 1).")
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = settings.label_smoothing
 
     def terms(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return L+ and L- of each output."""
@@ -58,22 +57,14 @@ class MultiLabelLoss(nn.Module):
 
 
 class BinaryCrossEntropy(MultiLabelLoss):
-    """Cross-entropy: L+ = -w log p, L- = -log(1 - p).
-
-    Args:
-        pos_weight: w, one number or one per label.
-        label_smoothing: As of `MultiLabelLoss`.
-    """
+    """Cross-entropy: L+ = -w log p, L- = -log(1 - p), where w is `pos_weight`."""
 
     pos_weight: Tensor | None
 
-    def __init__(
-        self, pos_weight: float | Sequence[float] | None = None, label_smoothing: float = 0.0
-    ) -> None:
-        super().__init__(label_smoothing)
-        weight = None if pos_weight is None else torch.as_tensor(pos_weight, dtype=torch.float32)
-        if weight is not None and not bool((weight > 0).all()):
-            raise UserError(f"loss.pos_weight={pos_weight} must be positive.")
+    def __init__(self, settings: BceSettings) -> None:
+        super().__init__(settings)
+        given = settings.pos_weight
+        weight = None if given is None else torch.as_tensor(given, dtype=torch.float32)
         # Not in the state dict: it is a setting, not something learned.
         self.register_buffer("pos_weight", weight, persistent=False)
 
@@ -94,34 +85,18 @@ class PositiveUnlabelledHill(MultiLabelLoss):
     * `positive=focal_margin`: -(1 - q)^gamma log q with q = sigmoid(x - positive_margin), the
       positive term that comes with the Hill loss.
 
-    Args:
-        margin: lambda of the Hill loss; at least 1.5, as otherwise p near 1 is rewarded.
-        positive: Which L+.
-        positive_margin, gamma: Of `focal_margin`.
-        label_smoothing: As of `MultiLabelLoss`.
+    The margin is at least 1.5: below, p near 1 is rewarded.
 
     Source: Zhang et al. 2021 (arXiv 2112.07368), the Hill loss and the focal margin loss with their
         defaults 1.5, 1 and 2. The ECGFounder paper quotes the negative branch with 1.5 alone.
     """
 
-    def __init__(
-        self,
-        margin: float = 1.5,
-        positive: str = "log",
-        positive_margin: float = 1.0,
-        gamma: float = 2.0,
-        label_smoothing: float = 0.0,
-    ) -> None:
-        super().__init__(label_smoothing)
-        if margin < 1.5:
-            raise UserError(f"loss.margin={margin} must be at least 1.5.")
-        if positive not in POSITIVES:
-            raise UserError(
-                f"loss.positive={positive!r} is unknown.{did_you_mean(positive, POSITIVES)}"
-            )
-        _require_not_negative("gamma", gamma)
-        self.margin = margin
-        self.shift, self.gamma = (positive_margin, gamma) if positive != "log" else (0.0, 0.0)
+    def __init__(self, settings: HillSettings) -> None:
+        super().__init__(settings)
+        self.margin = settings.margin
+        is_plain = settings.positive == "log"
+        self.shift = 0.0 if is_plain else settings.positive_margin
+        self.gamma = 0.0 if is_plain else settings.gamma
 
     def terms(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return L+ and L- of each output."""
@@ -134,22 +109,13 @@ class Focal(MultiLabelLoss):
 
     L+ = -alpha (1 - p)^gamma log p, L- = -(1 - alpha) p^gamma log(1 - p).
 
-    Args:
-        gamma: How fast easy labels fade; 0 is plain cross-entropy.
-        alpha: Weight of positives, 1 - alpha that of negatives; None: both count 1.
-        label_smoothing: As of `MultiLabelLoss`.
-
     Source: Lin et al. 2017 (arXiv 1708.02002), equations 4 and 5.
     """
 
-    def __init__(
-        self, gamma: float = 2.0, alpha: float | None = None, label_smoothing: float = 0.0
-    ) -> None:
-        super().__init__(label_smoothing)
-        _require_not_negative("gamma", gamma)
-        if alpha is not None and not 0.0 < alpha < 1.0:
-            raise UserError(f"loss.alpha={alpha} must lie between 0 and 1, or be null.")
-        self.gamma = gamma
+    def __init__(self, settings: FocalSettings) -> None:
+        super().__init__(settings)
+        alpha = settings.alpha
+        self.gamma = settings.gamma
         self.positive, self.negative = (1.0, 1.0) if alpha is None else (alpha, 1.0 - alpha)
 
     def terms(self, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,30 +132,14 @@ class Asymmetric(MultiLabelLoss):
     L+ = -(1 - p)^gamma_positive log p, L- = -q^gamma_negative log(1 - q) with
     q = max(p - margin, 0): below the margin a negative is not looked at.
 
-    Args:
-        gamma_positive: Fading of positives.
-        gamma_negative: Fading of negatives.
-        margin: Probability below which a negative costs nothing.
-        label_smoothing: As of `MultiLabelLoss`.
-
     Source: Ridnik et al. 2021 (arXiv 2009.14119), equations 4 to 7 and their defaults.
     """
 
-    def __init__(
-        self,
-        gamma_positive: float = 0.0,
-        gamma_negative: float = 4.0,
-        margin: float = 0.05,
-        label_smoothing: float = 0.0,
-    ) -> None:
-        super().__init__(label_smoothing)
-        _require_not_negative("gamma_positive", gamma_positive)
-        _require_not_negative("gamma_negative", gamma_negative)
-        if not 0.0 <= margin < 1.0:
-            raise UserError(f"loss.margin={margin} must lie in [0, 1).")
-        self.gamma_positive = gamma_positive
-        self.gamma_negative = gamma_negative
-        self.margin = margin
+    def __init__(self, settings: AsymmetricSettings) -> None:
+        super().__init__(settings)
+        self.gamma_positive = settings.gamma_positive
+        self.gamma_negative = settings.gamma_negative
+        self.margin = settings.margin
 
     def terms(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return L+ and L- of each output."""
@@ -214,12 +164,7 @@ def _power(base: Tensor, gamma: float) -> Tensor:
     return base.clamp(min=1e-12).pow(gamma) if gamma else torch.ones_like(base)
 
 
-def _require_not_negative(key: str, value: float) -> None:
-    if value < 0.0:
-        raise UserError(f"loss.{key}={value} must not be negative.")
-
-
-LOSSES: dict[str, type[MultiLabelLoss]] = {
+LOSSES: dict[str, Callable[[Any], MultiLabelLoss]] = {
     "bce": BinaryCrossEntropy,
     "pu_hill": PositiveUnlabelledHill,
     "focal": Focal,
@@ -231,12 +176,8 @@ def create_loss(name: str, **params: Any) -> MultiLabelLoss:
     """Return a loss ``(logits, targets, observed) -> (B, K)``, unreduced, 0 where unobserved.
 
     Raises:
-        UserError: an unknown name or parameter (the nearest valid ones are named).
+        UserError: An unknown name or parameter, or an invalid value.
     """
     if name not in LOSSES:
         raise UserError(f"loss={name!r} is unknown.{did_you_mean(name, LOSSES)}")
-    known = list(inspect.signature(LOSSES[name]).parameters)
-    for key in params:
-        if key not in known:
-            raise UserError(f"loss.{key} is no setting of {name}.{did_you_mean(key, known)}")
-    return LOSSES[name](**params)
+    return LOSSES[name](LOSS_SETTINGS[name].from_config({"name": name, **params}))

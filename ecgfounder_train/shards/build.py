@@ -16,6 +16,7 @@ from typing import Any
 import polars as pl
 
 from ecgfounder_train import __version__
+from ecgfounder_train.core.config import parse_settings
 from ecgfounder_train.core.errors import RejectReason, UserError, did_you_mean
 from ecgfounder_train.core.files import atomic_file, sweep_partial_files
 from ecgfounder_train.core.fingerprints import canonical_json, fingerprint
@@ -26,7 +27,6 @@ from ecgfounder_train.core.private_files import (
 )
 from ecgfounder_train.core.progress import ProgressMeter
 from ecgfounder_train.core.pseudonyms import Secret
-from ecgfounder_train.core.settings import parse_settings
 from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.records import EcgRecord
 from ecgfounder_train.records.profiles import SignalProfile

@@ -26,9 +26,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ecgfounder_train.core.config import parse_settings
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.private_files import open_private_folder
-from ecgfounder_train.core.settings import parse_settings
 from ecgfounder_train.records.profiles import SignalProfile
 from ecgfounder_train.shards.plan import PlannedShard
 from ecgfounder_train.shards.writer import BuiltShard, RecordPlace, build_shard

@@ -28,6 +28,7 @@ from ecgfounder_train.loader import SampleReader
 from ecgfounder_train.loader.cache import open_shards
 from ecgfounder_train.loader.datamodule import ShardDataModule
 from ecgfounder_train.loader.files import BadSampleError
+from ecgfounder_train.settings.training import DataSettings, RunSettings, TrainerSettings
 from ecgfounder_train.shards import ShardSet
 from ecgfounder_train.training.module import PretrainModule
 from ecgfounder_train.training.pretrain import (
@@ -36,11 +37,10 @@ from ecgfounder_train.training.pretrain import (
     require_split,
     without_paths,
 )
-from ecgfounder_train.training.settings import DataSettings, RunSettings
 from ecgfounder_train.training.trainer import (
-    TrainerSettings,
     create_trainer,
     hardware,
+    on_this_machine,
     versions,
 )
 
@@ -71,7 +71,7 @@ def examine(config: Mapping[str, Any]) -> int:
     if config["format"] not in FORMATS:
         raise UserError(f"format={config['format']!r} is not table or json.")
     RunSettings.from_config(config)
-    settings = TrainerSettings.from_config(config["trainer"])
+    settings = on_this_machine(TrainerSettings.from_config(config["trainer"]))
     data = DataSettings.from_config(config["data"])
     per_rank = data.per_rank(settings.world_size)
     shards = open_shards(config["shards"], data.cache_dir, data.cache_bytes)

@@ -1,58 +1,21 @@
 """Steps that must not be taken: a loss that explodes or is no number, and whose fault it was."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed
 
-from ecgfounder_train.core.errors import UserError, did_you_mean
-from ecgfounder_train.core.settings import parse_settings
+from ecgfounder_train.settings.training import FaultSettings
 
-ON_BAD_LOSS = ("stop", "skip")
 NUM_SUSPECTS = 8
 
 
-@dataclass(frozen=True)
-class FaultSettings:
-    """What happens to a step whose gradient is NaN, infinite or too large.
-
-    The gradient decides, because it is summed over ranks before anyone looks at it: all ranks see
-    the same number and do the same, and a loss that is NaN on one of them is NaN in all gradients.
-
-    Args:
-        on_bad_loss: `stop` ends the run; `skip` leaves weights, moments and weight average alone,
-            counts the step and goes on.
-        max_grad_norm: A total gradient norm above this is bad too (before clipping); None: only
-            NaN and infinity are.
-        max_skipped: So many bad steps in a row end the run all the same.
-    """
-
-    on_bad_loss: str = "stop"
-    max_grad_norm: float | None = None
-    max_skipped: int = 20
-
-    def __post_init__(self) -> None:
-        if self.on_bad_loss not in ON_BAD_LOSS:
-            raise UserError(
-                f"faults.on_bad_loss={self.on_bad_loss!r} is unknown."
-                + did_you_mean(self.on_bad_loss, ON_BAD_LOSS)
-            )
-        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
-            raise UserError(f"faults.max_grad_norm={self.max_grad_norm} must be above 0, or null.")
-        if self.max_skipped < 0:
-            raise UserError(f"faults.max_skipped={self.max_skipped} is negative.")
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "FaultSettings":
-        """Return the settings of a config's `faults` section."""
-        return parse_settings(cls, config, "faults")
-
-    def is_bad(self, grad_norm: torch.Tensor) -> torch.Tensor:
-        """Return whether a step with this gradient norm must not be taken, on its device."""
-        bad = ~torch.isfinite(grad_norm)
-        return bad if self.max_grad_norm is None else bad | (grad_norm > self.max_grad_norm)
+def is_bad(settings: FaultSettings, grad_norm: torch.Tensor) -> torch.Tensor:
+    """Return whether a step with this gradient norm must not be taken, on its device."""
+    bad = ~torch.isfinite(grad_norm)
+    limit = settings.max_grad_norm
+    return bad if limit is None else bad | (grad_norm > limit)
 
 
 class Suspects:

@@ -15,8 +15,8 @@ from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.fingerprints import machine_fingerprint
 from ecgfounder_train.core.progress import ProgressMeter
 from ecgfounder_train.core.run_directory import RunDirectory
-from ecgfounder_train.core.settings import parse_settings
 from ecgfounder_train.loader.epoch_plan import Position
+from ecgfounder_train.settings.training import CheckpointSettings
 from ecgfounder_train.training.background import CheckpointWriter
 from ecgfounder_train.training.device_use import DeviceUse, git_state
 from ecgfounder_train.training.faults import FaultCounts
@@ -41,56 +41,6 @@ class RunFacts:
     fingerprints: dict[str, str]
     versions: dict[str, str]
     hardware: dict[str, Any]
-
-
-MONITORS = {"val/macro_auroc": "max", "val/loss": "min"}
-"""What may decide about `best.ckpt`, and which direction is better."""
-
-
-@dataclass(frozen=True)
-class CheckpointSettings:
-    """When checkpoints are written, and which is the best.
-
-    Args:
-        every_s: Seconds between checkpoints; one is also written after every validation.
-        every_samples: Write one whenever this many more samples were seen; None: by time alone.
-        keep: How many of the newest stay.
-        background: Write them on a thread while training goes on, from a copy of the state.
-        monitor: Column of metrics.csv that decides about `best.ckpt`.
-        mode: `max` or `min`; None: that of the monitor, which it must agree with.
-    """
-
-    every_s: float = 600.0
-    every_samples: int | None = None
-    keep: int = 2
-    background: bool = False
-    monitor: str = "val/macro_auroc"
-    mode: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.monitor not in MONITORS:
-            raise UserError(
-                f"checkpoint.monitor={self.monitor!r} is not val/macro_auroc or val/loss."
-            )
-        mode = MONITORS[self.monitor]
-        if self.mode not in (mode, None):
-            raise UserError(
-                f"checkpoint.mode={self.mode} contradicts checkpoint.monitor={self.monitor}, which "
-                f"is better the {'higher' if mode == 'max' else 'lower'} it is. Leave "
-                "checkpoint.mode out."
-            )
-        object.__setattr__(self, "mode", mode)
-        if self.keep < 1:
-            raise UserError(f"checkpoint.keep={self.keep} must be at least 1.")
-        if self.every_samples is not None and self.every_samples < 1:
-            raise UserError(
-                f"checkpoint.every_samples={self.every_samples} must be at least 1, or null."
-            )
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "CheckpointSettings":
-        """Return the settings of a config's `checkpoint` section."""
-        return parse_settings(cls, config, "checkpoint")
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning as L
@@ -10,111 +9,38 @@ import torch
 import torch.distributed
 from torch import nn
 
-from ecgfounder_train.core.errors import UserError, did_you_mean
-from ecgfounder_train.core.settings import parse_settings
+from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.loader.counter_rng import uniforms
 from ecgfounder_train.loader.epoch_plan import Position
 from ecgfounder_train.loader.transforms import BatchTransform
 from ecgfounder_train.metrics import macro
 from ecgfounder_train.metrics.histogram import HistogramAuroc
 from ecgfounder_train.models import count_parameters
+from ecgfounder_train.settings.training import FaultSettings, OptimizerSettings
 from ecgfounder_train.training.ema import WeightAverage
-from ecgfounder_train.training.faults import FaultCounts, FaultSettings, Suspects
+from ecgfounder_train.training.faults import FaultCounts, Suspects, is_bad
 from ecgfounder_train.training.probe import COLUMNS as PROBE_COLUMNS
 from ecgfounder_train.training.probe import ExternalProbe, Ranks
 from ecgfounder_train.training.schedules import Progress, Schedule
 
-LR_RULES = ("none", "power")
 
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """AdamW (Loshchilov and Hutter 2019).
-
-    Args:
-        name: Only `adamw`.
-        lr: Base learning rate, which the schedule multiplies.
-        weight_decay: Decoupled weight decay.
-        beta1: Decay of the gradient's mean.
-        beta2: Decay of the gradient's square.
-        eps: Added to the denominator.
-        decay_all: Also decay biases and normalisation weights (plain AdamW, as the original's
-            fine-tuning scripts do); False leaves one-dimensional tensors alone.
-        lr_rule: `none`: `lr` whatever the network; `power`: `lr` is that of a network of
-            `lr_reference_parameters`, and another one's is
-            lr * (parameters / lr_reference_parameters) ** lr_exponent.
-        lr_reference_parameters: Size of the network `lr` was tuned on.
-        lr_exponent: At most 0: the larger the network, the lower its rate. -0.5 is muP's rule for
-            Adam (hidden weights go with 1 / width, and parameters with width squared), 0 no rule.
-
-    Source: Yang et al. 2022, *Tensor Programs V*, arXiv 2203.03466; the fitted exponent is
-    docs/benchmarks/lr_rule.csv.
-    """
-
-    name: str = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 1e-5
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    decay_all: bool = True
-    lr_rule: str = "none"
-    lr_reference_parameters: float | None = None
-    lr_exponent: float = -0.13
-
-    def __post_init__(self) -> None:
-        if self.name != "adamw":
-            raise UserError(
-                f"optimizer.name={self.name!r} is unknown." + did_you_mean("", ["adamw"])
-            )
-        if self.lr <= 0 or self.weight_decay < 0:
-            raise UserError("optimizer.lr must be above 0 and optimizer.weight_decay not negative.")
-        if not 0 <= self.beta1 < 1 or not 0 <= self.beta2 < 1 or self.eps < 0:
-            raise UserError(
-                "optimizer.beta1 and optimizer.beta2 must be at least 0 and below 1, optimizer.eps "
-                "not negative."
-            )
-        if self.lr_rule not in LR_RULES:
-            raise UserError(
-                f"optimizer.lr_rule={self.lr_rule!r} is unknown."
-                + did_you_mean(self.lr_rule, LR_RULES)
-            )
-        if self.lr_rule == "power" and not (self.lr_reference_parameters or 0) > 0:
-            raise UserError(
-                "optimizer.lr_rule=power needs optimizer.lr_reference_parameters: the "
-                "parameters of the network that optimizer.lr was tuned on."
-            )
-        if not -1 <= self.lr_exponent <= 0:
-            raise UserError(f"optimizer.lr_exponent={self.lr_exponent} is not between -1 and 0.")
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "OptimizerSettings":
-        """Return the settings of a config's `optimizer` section."""
-        return parse_settings(cls, config, "optimizer")
-
-    def for_network(self, parameters: int) -> "OptimizerSettings":
-        """Return the settings with the learning rate of a network of that many parameters."""
-        if self.lr_rule == "none":
-            return self
-        assert self.lr_reference_parameters is not None
-        factor = (parameters / self.lr_reference_parameters) ** self.lr_exponent
-        return replace(self, lr=self.lr * factor, lr_rule="none")
-
-    def create(self, model: nn.Module, fused: bool) -> torch.optim.AdamW:
-        """Return the optimizer over the trainable parameters."""
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        decayed = [p for p in trainable if self.decay_all or p.ndim > 1]
-        spared = [p for p in trainable if not self.decay_all and p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": self.weight_decay}]
-        if spared:
-            groups.append({"params": spared, "weight_decay": 0.0})
-        return torch.optim.AdamW(
-            groups,
-            lr=self.lr,
-            betas=(self.beta1, self.beta2),
-            eps=self.eps,
-            fused=True if fused else None,
-        )
+def create_optimizer(
+    settings: OptimizerSettings, model: nn.Module, fused: bool
+) -> torch.optim.AdamW:
+    """Return AdamW over the trainable parameters."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trainable if settings.decay_all or p.ndim > 1]
+    exempt = [p for p in trainable if not settings.decay_all and p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}]
+    if exempt:
+        groups.append({"params": exempt, "weight_decay": 0.0})
+    return torch.optim.AdamW(
+        groups,
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+        fused=True if fused else None,
+    )
 
 
 def can_be_fused(device: torch.device, precision: str) -> bool:
@@ -214,7 +140,7 @@ class PretrainModule(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return AdamW, fused on a GPU."""
         fused = can_be_fused(self.device, self.trainer.precision)
-        return self.optimizer_settings.create(self.model, fused)
+        return create_optimizer(self.optimizer_settings, self.model, fused)
 
     def on_fit_start(self) -> None:
         """Move what Lightning does not know of to the device."""
@@ -259,7 +185,7 @@ class PretrainModule(L.LightningModule):
             # Nobody asks whose fault it was; what the steps noted would pile up on the device.
             self.suspects = Suspects()
             return
-        bad = self.faults.is_bad(self.grad_norm)
+        bad = is_bad(self.faults, self.grad_norm)
         self.suspects.settle(bad)
         if self.faults.on_bad_loss == "stop":
             self.diverged = self.diverged | bad

@@ -24,31 +24,39 @@ from ecgfounder_train.loader.order import create_plan
 from ecgfounder_train.loader.patients import IntArray, patient_rows
 from ecgfounder_train.loader.rows import Rows, SplitRows
 from ecgfounder_train.loader.stream import StreamSource
-from ecgfounder_train.loader.transforms import Augmentation, BatchTransform
+from ecgfounder_train.loader.transforms import BatchTransform
 from ecgfounder_train.models import Net1D, create_model
 from ecgfounder_train.models.accounting import forward_flops
 from ecgfounder_train.models.families import resolve_model
 from ecgfounder_train.records import SignalProfile
+from ecgfounder_train.settings.training import (
+    Augmentation,
+    Budget,
+    CheckpointSettings,
+    DataSettings,
+    EmaSettings,
+    FaultSettings,
+    OptimizerSettings,
+    RunSettings,
+    TrainerSettings,
+)
 from ecgfounder_train.shards import ShardSet
 from ecgfounder_train.training.device_use import DeviceUse, known_peak_tflops
 from ecgfounder_train.training.ema import WeightAverage
 from ecgfounder_train.training.failures import GIVE_UP_S, told_to_all
-from ecgfounder_train.training.faults import FaultSettings
 from ecgfounder_train.training.keeper import (
-    CheckpointSettings,
     Patience,
     RunFacts,
     RunKeeper,
     require_same,
 )
 from ecgfounder_train.training.loggers import create_loggers, logger_kind
-from ecgfounder_train.training.module import OptimizerSettings, PretrainModule
+from ecgfounder_train.training.module import PretrainModule
 from ecgfounder_train.training.probe import ExternalProbe
 from ecgfounder_train.training.schedules import create_schedule
-from ecgfounder_train.training.settings import Budget, DataSettings, EmaSettings, RunSettings
 from ecgfounder_train.training.signals import StopRequest, stay_if_preempted, stop_on_signals
 from ecgfounder_train.training.split_weights import create_split_loss
-from ecgfounder_train.training.trainer import TrainerSettings, create_trainer, hardware, versions
+from ecgfounder_train.training.trainer import create_trainer, hardware, on_this_machine, versions
 from ecgfounder_train.weights.checkpoint import load_checkpoint, newest_whole
 
 KEYS_WITH_PATHS = ("paths", "shards", "resume", "hydra")
@@ -67,7 +75,7 @@ def train(config: Mapping[str, Any]) -> int:
     run = RunDirectory.of(config["paths"]["runs"], config["run"])
     # First everything that can be wrong, then the first file.
     RunSettings.from_config(config)
-    settings = TrainerSettings.from_config(config["trainer"])
+    settings = on_this_machine(TrainerSettings.from_config(config["trainer"]))
     require_launch(settings.devices, settings.num_nodes)
     data = DataSettings.from_config(config["data"])
     data.per_rank(settings.world_size)

@@ -18,7 +18,6 @@ import torch.distributed
 from torch import Tensor
 
 from ecgfounder_train.core.errors import UserError
-from ecgfounder_train.core.settings import parse_settings
 from ecgfounder_train.loader import EvaluationBatches, SampleReader
 from ecgfounder_train.loader.batches import RankShape, ReadAhead
 from ecgfounder_train.loader.cache import is_url, open_shards
@@ -30,42 +29,13 @@ from ecgfounder_train.metrics import macro, ranking_metrics
 from ecgfounder_train.models import Net1D
 from ecgfounder_train.models.linear_readout import fit_readout
 from ecgfounder_train.records import SignalProfile
+from ecgfounder_train.settings.training import DataSettings, ProbeSettings
 from ecgfounder_train.shards import ShardSet
 from ecgfounder_train.shards.overlap import check_overlap
-from ecgfounder_train.training.settings import DataSettings
 
 COLUMNS = ("probe/macro_auroc", "probe/num_labels")
 """What a probe adds to metrics.csv; empty where it was not due."""
 PROBED_SPLITS = ("train", "val")
-
-
-@dataclass(frozen=True)
-class ProbeSettings:
-    """The probe on another data set.
-
-    Args:
-        shards: Folder or URL of its shards, made with the run's signal profile; None: no probe.
-        every_validations: Probe at every so many validations.
-        max_records: Windows of each part at most, the same ones every time.
-        penalty: Strength of the readout's L2 penalty, on standardised features.
-    """
-
-    shards: str | None = None
-    every_validations: int = 1
-    max_records: int = 2000
-    penalty: float = 0.01
-
-    def __post_init__(self) -> None:
-        for name in ("every_validations", "max_records"):
-            if getattr(self, name) < 1:
-                raise UserError(f"probe.{name}={getattr(self, name)} must be at least 1.")
-        if self.penalty <= 0:
-            raise UserError(f"probe.penalty={self.penalty} must be above 0.")
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "ProbeSettings":
-        """Return the settings of a config's `probe` section."""
-        return parse_settings(cls, config, "probe")
 
 
 @dataclass(frozen=True)

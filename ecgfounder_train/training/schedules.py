@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ecgfounder_train.core.config import Section, parse_settings, setting
 from ecgfounder_train.core.errors import UserError, did_you_mean
-from ecgfounder_train.core.settings import parse_settings
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,11 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(Section, name="schedule"):
     """Linear warm-up, then half a cosine down to `final_factor` (Loshchilov and Hutter 2017)."""
 
-    warmup_share: float = 0.05
-    final_factor: float = 0.01
-
-    def __post_init__(self) -> None:
-        _share("schedule.warmup_share", self.warmup_share)
-        _share("schedule.final_factor", self.final_factor)
+    warmup_share: float = setting(0.05, "share of the budget", at_least=0, below=1)
+    final_factor: float = setting(0.01, "factor on optimizer.lr at the end", at_least=0, below=1)
 
     def factor(self, progress: Progress) -> float:
         """Return the factor on the base learning rate."""
@@ -45,15 +41,11 @@ class Cosine:
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(Section, name="schedule"):
     """Divide the rate by `divisor` every `every_epochs` (ECGFounder, reported: 10 every 5)."""
 
-    every_epochs: float = 5.0
-    divisor: float = 10.0
-
-    def __post_init__(self) -> None:
-        if self.every_epochs <= 0 or self.divisor <= 0:
-            raise UserError("schedule.every_epochs and schedule.divisor must be above 0.")
+    every_epochs: float = setting(5.0, "passes over the training split", above=0)
+    divisor: float = setting(10.0, "the rate is divided by this each time", above=0)
 
     def factor(self, progress: Progress) -> float:
         """Return the factor on the base learning rate."""
@@ -62,20 +54,15 @@ class Step:
 
 
 @dataclass(frozen=True)
-class OneCycle:
+class OneCycle(Section, name="schedule"):
     """Cosine up from rate/start_divisor, cosine down to rate/start_divisor/final_divisor.
 
     Source: Smith and Topin 2018, arXiv 1708.07120; shape and defaults of torch's OneCycleLR.
     """
 
-    warmup_share: float = 0.3
-    start_divisor: float = 25.0
-    final_divisor: float = 10000.0
-
-    def __post_init__(self) -> None:
-        _share("schedule.warmup_share", self.warmup_share)
-        if self.start_divisor <= 0 or self.final_divisor <= 0:
-            raise UserError("schedule.start_divisor and schedule.final_divisor must be above 0.")
+    warmup_share: float = setting(0.3, "share of the budget until the peak", at_least=0, below=1)
+    start_divisor: float = setting(25.0, "the rate starts at optimizer.lr / this", above=0)
+    final_divisor: float = setting(10000.0, "and ends at the start / this", above=0)
 
     def factor(self, progress: Progress) -> float:
         """Return the factor on the base learning rate."""
@@ -88,48 +75,34 @@ class OneCycle:
 
 
 @dataclass(frozen=True)
-class Plateau:
-    """Divide the rate by `divisor` when more than `patience` validations brought nothing better.
+class Plateau(Section, name="schedule"):
+    """Divide the rate by `divisor` after more than `patience` validations without improvement.
 
     The schedule of the released checkpoint's optimizer state and of the official fine-tuning
     scripts; torch's ReduceLROnPlateau with an absolute threshold, as a function of all scores.
     What is watched is `checkpoint.monitor`.
-
-    Args:
-        patience: Validations without a better score that are still borne.
-        divisor: The rate is divided by this.
-        threshold: How much better a score must be to count.
-        final_factor: The factor never falls below this.
     """
 
-    patience: int = 10
-    divisor: float = 10.0
-    threshold: float = 1e-4
-    final_factor: float = 1e-3
-
-    def __post_init__(self) -> None:
-        if self.patience < 0 or self.divisor <= 1 or self.threshold < 0:
-            raise UserError(
-                "schedule.patience and schedule.threshold must not be negative, schedule.divisor "
-                "must be above 1."
-            )
-        _share("schedule.final_factor", self.final_factor)
+    patience: int = setting(10, "validations without improvement to tolerate", at_least=0)
+    divisor: float = setting(10.0, "the rate is divided by this", above=1)
+    threshold: float = setting(1e-4, "smallest difference that is an improvement", at_least=0)
+    final_factor: float = setting(1e-3, "smallest factor on optimizer.lr", at_least=0, below=1)
 
     def factor(self, progress: Progress) -> float:
         """Return the factor on the base learning rate."""
-        factor, best, borne = 1.0, -math.inf, 0
+        factor, best, num_bad = 1.0, -math.inf, 0
         for score in progress.scores:
             if score > best + self.threshold:
-                best, borne = score, 0
+                best, num_bad = score, 0
             else:  # also an undefined score
-                borne += 1
-            if borne > self.patience:
-                factor, borne = factor / self.divisor, 0
+                num_bad += 1
+            if num_bad > self.patience:
+                factor, num_bad = factor / self.divisor, 0
         return max(factor, self.final_factor)
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(Section, name="schedule"):
     """The base learning rate throughout."""
 
     def factor(self, progress: Progress) -> float:
@@ -158,8 +131,3 @@ def create_schedule(config: Mapping[str, Any]) -> Schedule:
 
 def _cosine_between(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
-
-
-def _share(key: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise UserError(f"{key}={value} is not a share between 0 and 1.")

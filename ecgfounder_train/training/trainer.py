@@ -4,7 +4,7 @@ import os
 import platform
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import timedelta
 from importlib.metadata import version
 from typing import Any
@@ -16,100 +16,32 @@ from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.logging import quieten_libraries
 from ecgfounder_train.core.ranks import require_launch
 from ecgfounder_train.core.run_directory import RunDirectory
-from ecgfounder_train.core.settings import parse_settings
+from ecgfounder_train.settings.training import TrainerSettings
 from ecgfounder_train.training.failures import OwnRanksStrategy
 from ecgfounder_train.training.launch import JobEnvironment
 
-PRECISIONS = ("auto", "32", "bf16-mixed", "16-mixed")
-ACCELERATORS = ("auto", "cpu", "gpu")
 
+def on_this_machine(settings: TrainerSettings) -> TrainerSettings:
+    """Return the settings with `auto` resolved: accelerator cpu or gpu, and a precision.
 
-@dataclass(frozen=True)
-class TrainerSettings:
-    """Where and how training runs.
-
-    Args:
-        accelerator: `cpu`, `gpu` or `auto`.
-        devices: Ranks on each node.
-        num_nodes: Nodes.
-        precision: `32`, `bf16-mixed`, `16-mixed`, or `auto`: bfloat16 where the device computes in
-            it, else 32 (a CPU without it emulates it slowly).
-        num_threads: Threads of each rank on a CPU; None leaves torch's choice.
-        deterministic: Only deterministic kernels (what bit-exact resume needs on a GPU).
-        recompute: Keep only the input of each block for the backward pass and run the block again
-            there: a fraction of the memory for a third more arithmetic, the same gradients.
-        ddp_timeout_s: Seconds a rank waits for the others before it gives up: the longest that one
-            of them may be busy alone (a checkpoint on a slow disk, kernels being compiled).
-            Default: that of NCCL.
-        link_timeout_s: Seconds another node may not answer, however busy it is, before the job
-            ends: what bounds a job whose cable is cut. 0 waits for `ddp_timeout_s` then too.
-        peak_tflops: Highest rate of one device in this precision; metrics.csv then has the share
-            that is used.
+    Raises:
+        UserError: There is no GPU, or fewer than ranks, or the precision needs one.
     """
-
-    accelerator: str = "auto"
-    devices: int = 1
-    num_nodes: int = 1
-    precision: str | int = "32"
-    num_threads: int | None = None
-    deterministic: bool = False
-    recompute: bool = False
-    ddp_timeout_s: float = 600.0
-    link_timeout_s: float = 25.0
-    peak_tflops: float | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "precision", str(self.precision))
-        if self.precision not in PRECISIONS:
-            raise UserError(
-                f"trainer.precision={self.precision} is unknown. Valid: {', '.join(PRECISIONS)}."
-            )
-        if self.accelerator not in ACCELERATORS:
-            raise UserError(
-                f"trainer.accelerator={self.accelerator!r} is unknown. Valid: "
-                f"{', '.join(ACCELERATORS)}."
-            )
-        if self.num_threads is not None and self.num_threads < 1:
-            raise UserError(f"trainer.num_threads={self.num_threads} must be at least 1, or null.")
-        if self.peak_tflops is not None and self.peak_tflops <= 0:
-            raise UserError(f"trainer.peak_tflops={self.peak_tflops} must be above 0, or null.")
-        if self.link_timeout_s and self.link_timeout_s < 3:
-            raise UserError(
-                f"trainer.link_timeout_s={self.link_timeout_s:g} must be 3 at least, or 0."
-            )
-        if self.devices < 1 or self.num_nodes < 1:
-            raise UserError("trainer.devices and trainer.num_nodes must be at least 1.")
-        if self.on_gpu and not torch.cuda.is_available():
-            raise UserError(
-                "trainer.accelerator=gpu, but this torch sees no GPU. Check nvidia-smi and that "
-                "the installed torch is a CUDA build, or use trainer=cpu."
-            )
-        if self.on_gpu:
-            require_gpus(self.devices, torch.cuda.device_count(), os.environ)
-        if self.precision == "auto":
-            chosen = "bf16-mixed" if _has_bfloat16(self.on_gpu) else "32"
-            object.__setattr__(self, "precision", chosen)
-        if not self.on_gpu and self.precision == "16-mixed":
-            raise UserError(
-                "trainer.precision=16-mixed needs a GPU. On a CPU use bf16-mixed or 32."
-            )
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "TrainerSettings":
-        """Return the settings of a config's `trainer` section."""
-        return parse_settings(cls, config, "trainer")
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether ranks compute on GPUs."""
-        return self.accelerator == "gpu" or (
-            self.accelerator == "auto" and torch.cuda.is_available()
+    has_gpu = torch.cuda.is_available()
+    if settings.accelerator == "gpu" and not has_gpu:
+        raise UserError(
+            "trainer.accelerator=gpu, but this torch sees no GPU. Check nvidia-smi and that "
+            "the installed torch is a CUDA build, or use trainer=cpu."
         )
-
-    @property
-    def world_size(self) -> int:
-        """Ranks in all."""
-        return self.devices * self.num_nodes
+    accelerator = (
+        ("gpu" if has_gpu else "cpu") if settings.accelerator == "auto" else (settings.accelerator)
+    )
+    if accelerator == "gpu":
+        require_gpus(settings.devices, torch.cuda.device_count(), os.environ)
+    precision = settings.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if _has_bfloat16(accelerator == "gpu") else "32"
+    return replace(settings, accelerator=accelerator, precision=precision)
 
 
 def require_gpus(devices: int, visible: int, environment: Mapping[str, str]) -> None:

@@ -3,9 +3,8 @@
 import shlex
 
 import pytest
-import yaml
 
-from ecgfounder_train.app import CONFIGS, compose_config
+from ecgfounder_train.app import compose_config
 from ecgfounder_train.core.commands import DEFAULT_PATHS, command
 
 
@@ -22,7 +21,7 @@ def test_recommended_command_is_read_back_whatever_the_folder_is_called(place: s
 
 
 def test_recommended_command_names_no_place_where_the_next_script_looks_anyway() -> None:
-    assert yaml.safe_load((CONFIGS / "paths" / "default.yaml").read_text()) == DEFAULT_PATHS
+    assert compose_config("runs", [])["paths"] == DEFAULT_PATHS
     assert command("evaluate", {"run": "demo"}, DEFAULT_PATHS) == (
         "python scripts/evaluate.py run=demo"
     )

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ecgfounder_train.core.config import parse_settings
 from ecgfounder_train.core.errors import (
     RejectedRecordError,
     RejectReason,
@@ -31,7 +32,6 @@ from ecgfounder_train.core.logging import Cadence, get_logger
 from ecgfounder_train.core.progress import ProgressMeter, format_duration, track
 from ecgfounder_train.core.pseudonyms import Secret, load_or_create_secret
 from ecgfounder_train.core.run_directory import RunDirectory
-from ecgfounder_train.core.settings import parse_settings
 
 
 def test_atomic_file_is_the_old_or_the_new_one(tmp_path: Path) -> None:

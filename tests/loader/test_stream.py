@@ -14,8 +14,8 @@ from ecgfounder_train.loader.epoch_plan import Position
 from ecgfounder_train.loader.reader import SampleReader
 from ecgfounder_train.loader.rows import SplitRows
 from ecgfounder_train.loader.stream import StreamBatches, StreamEvaluation, StreamSource
+from ecgfounder_train.settings.training import DataSettings
 from ecgfounder_train.shards import ShardSet
-from ecgfounder_train.training.settings import DataSettings
 
 
 def pipe(shards: ShardSet) -> StreamSource:

@@ -7,8 +7,9 @@ from torch import nn
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.models import create_model
+from ecgfounder_train.settings.training import OptimizerSettings
 from ecgfounder_train.training.ema import WeightAverage
-from ecgfounder_train.training.module import OptimizerSettings, can_be_fused
+from ecgfounder_train.training.module import can_be_fused, create_optimizer
 
 
 def tiny_model() -> nn.Module:
@@ -19,7 +20,7 @@ def tiny_model() -> nn.Module:
 
 def test_decay_all_puts_every_trainable_tensor_into_one_decayed_group() -> None:
     model = create_model("net1d_1m", 12, 5, widths=[16, 32], depths=[1, 1], base_filters=8)
-    groups = OptimizerSettings(weight_decay=0.3).create(model, fused=False).param_groups
+    groups = create_optimizer(OptimizerSettings(weight_decay=0.3), model, fused=False).param_groups
     assert [group["weight_decay"] for group in groups] == [0.3]
     trainable = [p for p in model.parameters() if p.requires_grad]
     assert len(trainable) < len(list(model.parameters()))
@@ -29,7 +30,7 @@ def test_decay_all_puts_every_trainable_tensor_into_one_decayed_group() -> None:
 def test_decay_all_false_spares_biases_and_normalisation() -> None:
     model = tiny_model()
     settings = OptimizerSettings(weight_decay=0.3, decay_all=False)
-    decayed, spared = settings.create(model, fused=False).param_groups
+    decayed, spared = create_optimizer(settings, model, fused=False).param_groups
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.3, 0.0)
     assert all(p.ndim > 1 for p in decayed["params"])
     assert all(p.ndim <= 1 for p in spared["params"])
@@ -45,9 +46,10 @@ def test_float16_clips_gradients_without_their_scale() -> None:
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     assert can_be_fused(cuda, "bf16-mixed") and can_be_fused(cuda, "32-true")
     assert not can_be_fused(cuda, "16-mixed") and not can_be_fused(cpu, "32-true")
-    optimizer = settings.create(nn.ParameterList([weight]), can_be_fused(cuda, "16-mixed"))
+    parameters = nn.ParameterList([weight])
+    optimizer = create_optimizer(settings, parameters, can_be_fused(cuda, "16-mixed"))
     assert not _optimizer_handles_unscaling(optimizer)
-    fused = settings.create(nn.ParameterList([weight]), can_be_fused(cuda, "bf16-mixed"))
+    fused = create_optimizer(settings, parameters, can_be_fused(cuda, "bf16-mixed"))
     assert _optimizer_handles_unscaling(fused)
     scaler.scale(3 * weight.sum()).backward()
     scaler.unscale_(optimizer)
@@ -58,7 +60,7 @@ def test_one_step_is_adamw_by_hand() -> None:
     model = nn.Linear(3, 1, bias=False)
     start = model.weight.detach().clone()
     settings = OptimizerSettings(lr=0.1, weight_decay=0.2, beta1=0.9, beta2=0.99, eps=1e-6)
-    optimizer = settings.create(model, fused=False)
+    optimizer = create_optimizer(settings, model, fused=False)
     gradient = torch.tensor([[0.5, -2.0, 0.1]])
     model.weight.grad = gradient.clone()
     optimizer.step()

@@ -97,9 +97,12 @@ def test_factor_behind_the_budget_is_that_of_its_end(name: str) -> None:
     [
         ({"name": "cosin"}, "schedule.name='cosin' is unknown. Did you mean 'cosine'"),
         ({"name": "cosine", "warmup": 0.1}, "Unknown key schedule.warmup. Did you mean"),
-        ({"name": "cosine", "warmup_share": 1.0}, "schedule.warmup_share=1.0 is not a share"),
-        ({"name": "step", "divisor": 0.0}, "schedule.divisor must be above 0"),
-        ({"name": "plateau", "divisor": 1.0}, "schedule.divisor must be above 1"),
+        (
+            {"name": "cosine", "warmup_share": 1.0},
+            "schedule.warmup_share=1.0 must be at least 0 and below 1",
+        ),
+        ({"name": "step", "divisor": 0.0}, "schedule.divisor=0.0 must be above 0"),
+        ({"name": "plateau", "divisor": 1.0}, "schedule.divisor=1.0 must be above 1"),
         ({"name": "one_cycle", "start_divisor": 0.0}, "schedule.start_divisor"),
     ],
 )

@@ -1,0 +1,138 @@
+"""What every script shares: a config from the command line, a manual page, errors, exit codes.
+
+`run("pretrain", main)` composes `configs/pretrain.yaml` with the overrides given, checks them, and
+calls `main(config)` with plain containers. The only module of the package that imports hydra.
+
+A single run is composed in this process rather than by `hydra.main`: the run directory comes from
+the run's name, not from Hydra, a mistyped command leaves no folder behind, and Lightning starts
+further ranks with the very same command line. Anything that is Hydra's own (`--multirun`,
+`--cfg job`, `--info`, ...) goes to `hydra.main` unchanged.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ecgfounder_train.app.composition import CONFIGS, choices, compose_config, first_line
+from ecgfounder_train.app.manual import manual_page
+from ecgfounder_train.app.sections import check_settings
+from ecgfounder_train.app.sweeps import run_under_hydra
+from ecgfounder_train.core.commands import as_started, program
+from ecgfounder_train.core.errors import RejectedRecordError, UserError
+from ecgfounder_train.core.interrupts import (
+    INTERRUPTED,
+    ctrl_c_as_exception,
+    say_interrupted,
+    tolerate_closed_pipes,
+)
+from ecgfounder_train.core.ranks import is_rank_zero, process_rank
+
+__all__ = ["CONFIGS", "choices", "compose_config", "manual_page", "run"]
+
+# What the machine refuses is never our mistake alone; the place that met it need not foresee it.
+_REFUSED = {
+    errno.EACCES: "Change its permissions or name another place.",
+    errno.EPERM: "Change its permissions or name another place.",
+    errno.EROFS: "Name a place that can be written.",
+    errno.ENOSPC: "Free space or name another disk.",
+    errno.EDQUOT: "Free space or name another disk.",
+    errno.ENOTDIR: "A file stands where a folder is wanted: move it or name another place.",
+    errno.EISDIR: "A folder stands where a file is wanted: name a file.",
+    errno.ENAMETOOLONG: "Take a shorter name.",
+    errno.EIO: "The disk or file server fails: look after it.",
+    errno.ESTALE: "The file server has lost it: look after it.",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n).",
+}
+
+_HYDRA_FLAGS = {
+    *("--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r"),
+    *("--multirun", "-m", "--shell-completion", "-sc", "--config-path", "-cp", "--config-name"),
+    *("-cn", "--config-dir", "-cd", "--experimental-rerun", "--info", "-i"),
+}
+
+Task = Callable[[dict[str, Any]], int | None]
+
+
+def run(verb: str, task: Task) -> NoReturn:
+    """Run a script's task with the config its command line asks for, and exit.
+
+    Exit status: 0 done, 1 a mistake or a refusal of the machine (no permission, a full disk) that
+    the message explains, 130 interrupted.
+    """
+    # Read when torch is imported, which no script has done yet. Its warnings in C++ (one per rank)
+    # are of no use to who runs this, and bury what is.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    tolerate_closed_pipes()
+    arguments = sys.argv[1:]
+    if undecodable := [item for item in arguments if not _is_utf8(item)]:
+        shown = os.fsencode(undecodable[0]).decode(errors="backslashreplace")
+        print(
+            f"error: {shown}: the name is not valid UTF-8. Rename the folder, or give a symbolic "
+            "link to it whose name is.",
+            file=sys.stderr,
+            flush=True,
+        )
+        sys.exit(1)
+    if {"-h", "--help"} & set(arguments):
+        print(manual_page(verb))
+        sys.exit(0)
+    if dashed := [argument for argument in arguments if argument.startswith("-")]:
+        if foreign := [word for word in dashed if word.split("=")[0] not in _HYDRA_FLAGS]:
+            print(
+                f"error: {foreign[0]}: settings are given without dashes, as key=value. "
+                f"See: {program(verb)} --help",
+                file=sys.stderr,
+                flush=True,
+            )
+            sys.exit(1)
+        run_under_hydra(verb, lambda composed: _guarded(verb, task, composed))
+    sys.exit(_guarded(verb, task, lambda: compose_config(verb, arguments)))
+
+
+def _guarded(verb: str, task: Task, composed: Callable[[], DictConfig]) -> int:
+    try:
+        config = _to_plain(composed())
+        check_settings(verb, config)
+        with ctrl_c_as_exception():
+            return task(config) or 0
+    except (UserError, RejectedRecordError) as error:
+        # A damaged shard may show on one rank alone, so none keeps silent.
+        who = "error" if is_rank_zero() else f"error on rank {process_rank()}"
+        print(as_started(f"{who}: {error}"), file=sys.stderr, flush=True)
+        return 1
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        who = "error" if is_rank_zero() else f"error on rank {process_rank()}"
+        what = f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+        print(
+            f"{who}: {what} {_REFUSED[error.errno]} Then run the same command again.",
+            file=sys.stderr,
+            flush=True,
+        )
+        return 1
+    except KeyboardInterrupt as error:
+        say_interrupted(str(error))
+        return INTERRUPTED
+
+
+def _to_plain(config: DictConfig) -> dict[str, Any]:
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(first_line(error)) from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
