@@ -25,6 +25,7 @@ from ecgfounder_train.ablation.statistics import (
     macro_aurocs,
 )
 from ecgfounder_train.ablation.wording import conclusion
+from ecgfounder_train.core.csv_files import write_frame
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.files import atomic_file, sweep_partial_files
 from ecgfounder_train.figures import (
@@ -319,7 +320,7 @@ def _write_csv(
             record[f"auroc_{name}_num_labels"] = count
         records.append(record)
     with atomic_file(path) as handle:
-        pl.DataFrame(records).write_csv(handle)
+        write_frame(pl.DataFrame(records), handle)
     return path
 
 

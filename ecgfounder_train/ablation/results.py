@@ -1,14 +1,12 @@
 """The finished members of an ablation, read back: predictions on one part, sizes, hours, curves."""
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 
 from ecgfounder_train.ablation.plan import STEP_FORWARDS, Ablation, Member
@@ -90,7 +88,7 @@ def read_results(config: Mapping[str, Any], ablation: Ablation, device: torch.de
     finished, unfinished = [], []
     for member in ablation.members:
         run = RunDirectory.of(config["paths"]["runs"], member.name)
-        state = json.loads(run.state_file.read_text()) if run.state_file.is_file() else {}
+        state = run.read_state() if run.state_file.is_file() else {}
         if state.get("state") != "finished":
             unfinished.append(member.name)
             continue
@@ -163,7 +161,7 @@ def _read(
     config: Mapping[str, Any],
     device: torch.device,
 ) -> MemberResult:
-    begun = yaml.safe_load(run.config_file.read_text())
+    begun = run.read_config(required=("shards", "data"))
     shards = ShardSet.open(begun["shards"])
     network = network_of_spec(state["spec"])
     hours, curves = _curves(run)

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import submitit
-import yaml
 
 from ecgfounder_train import app
 from ecgfounder_train.ablation.plan import Ablation, Sized, short_count
@@ -60,8 +59,8 @@ def progress_of(sized: Sized) -> Progress:
     run = run_of(sized)
     if not run.config_file.is_file() or not run.state_file.is_file():
         return Progress("missing")
-    begun = yaml.safe_load(run.config_file.read_text())
-    state = json.loads(run.state_file.read_text())
+    begun = run.read_config()
+    state = run.read_state(required=("state", "samples_seen"))
     if differing := _differences(begun, sized.config, state):
         shown = "; ".join(differing[:3])
         raise UserError(

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from ecgfounder_train.ablation.plan import STEP_FORWARDS, Ablation, merged
 from ecgfounder_train.app import compose_config
+from ecgfounder_train.core.csv_files import write_frame
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.models import MODEL_TABLE, Net1D, Net1DConfig, forward_flops
@@ -70,7 +71,7 @@ def print_sizes(config: Mapping[str, Any]) -> int:
         print(f"{choice.label} measured", flush=True)
     path = Path(config["paths"]["ablations"]) / ablation.name / "sizes.csv"
     with atomic_file(path) as handle:
-        _frame(sizes).write_csv(handle)
+        write_frame(_frame(sizes), handle)
     print(_as_text(sizes, shape, device))
     print(f"Table: {path}")
     return 0

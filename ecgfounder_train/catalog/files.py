@@ -7,6 +7,7 @@ import polars as pl
 
 from ecgfounder_train.catalog.build import CATALOG_COLUMNS, LEFT_OUT_NAME, Catalog
 from ecgfounder_train.catalog.facts import write_facts
+from ecgfounder_train.core.csv_files import write_frame
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.core.fingerprints import canonical_json
@@ -34,10 +35,10 @@ def write_catalog(path: Path | str, catalog: Catalog) -> Path:
         write_facts(Path(path).parent, catalog.facts)
     if catalog.unknown_statements is not None:
         with atomic_file(Path(path).with_name(UNKNOWN_NAME)) as handle:
-            catalog.unknown_statements.write_csv(handle)
+            write_frame(catalog.unknown_statements, handle)
     if catalog.files_left_out is not None:
         with atomic_file(Path(path).with_name(LEFT_OUT_NAME)) as handle:
-            catalog.files_left_out.write_csv(handle)
+            write_frame(catalog.files_left_out, handle)
     return Path(path)
 
 

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,14 +43,23 @@ def atomic_file(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
         sync_folder(path.parent)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in _WRITE_ERRORS:
+        if (number := _error_number(error)) in _WRITE_ERRORS:
             raise UserError(
-                f"Cannot write {path}: {error.strerror}. Nothing half-written was left behind. "
-                "Free space or choose another folder, then run the same command again."
+                f"Cannot write {path}: {os.strerror(number)}. Nothing half-written was left "
+                "behind. Free space or choose another folder, then run the same command again."
             ) from error
         raise
 
 
+def _error_number(error: BaseException) -> int:
+    """Return the system's error number, which polars and safetensors have in their text only."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    match = _NUMBER_IN_TEXT.search(str(error))
+    return int(match[1]) if match else 0
+
+
+_NUMBER_IN_TEXT = re.compile(r"\(os error (\d+)\)")
 _WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 

@@ -16,11 +16,13 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.files import atomic_file
@@ -29,6 +31,9 @@ COMMAND_MARK = "# "
 """Begins the first line of config.yaml, the command that wrote it."""
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """What a file system answers that was mounted without locks, as some Lustre are."""
+_MAX_BYTES = 16 << 20
+_CONFIG_TYPES: dict[str, type] = {"shards": str, "data": dict, "task": dict, "paths": dict}
+"""Sections that other commands read, and what they must be."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -105,6 +110,59 @@ class RunDirectory:
         """Folder of the evaluation on a split or an external data set."""
         return self.path / "evaluation" / name
 
+    def read_config(self, required: Iterable[str] = ()) -> dict[str, Any]:
+        """Return config.yaml as plain containers.
+
+        Args:
+            required: Sections that must be there.
+
+        Raises:
+            UserError: The file is missing, damaged, or not what a start writes; the file is named.
+        """
+        content = self._read(self.config_file, lambda text: yaml.load(text, _PlainLoader))
+        wrong = [key for key in required if key not in content]
+        wrong += [
+            key
+            for key, kind in _CONFIG_TYPES.items()
+            if content.get(key) is not None and not isinstance(content[key], kind)
+        ]
+        if wrong:
+            raise self._damaged(self.config_file, f"{wrong[0]}={content.get(wrong[0])!r:.60}")
+        return content
+
+    def read_state(self, required: Iterable[str] = ("state",)) -> dict[str, Any]:
+        """Return run.json.
+
+        Args:
+            required: Keys that must be there.
+
+        Raises:
+            UserError: The file is missing, damaged, or not what a start writes; the file is named.
+        """
+        content = self._read(self.state_file, json.loads)
+        if missing := [key for key in required if key not in content]:
+            raise self._damaged(self.state_file, f"no {', '.join(missing)}")
+        return content
+
+    def _read(self, path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+        try:
+            if path.stat().st_size > _MAX_BYTES:
+                raise ValueError(f"larger than {_MAX_BYTES:,} bytes")
+            content = parse(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+            first = str(error).strip().splitlines() or [type(error).__name__]
+            raise self._damaged(path, first[0]) from error
+        if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+            raise self._damaged(path, f"it holds {type(content).__name__}, not sections")
+        return content
+
+    def _damaged(self, path: Path, why: str) -> UserError:
+        return UserError(
+            f"{path} is damaged ({why}). Restore it from a backup; or give one of the run's "
+            f"checkpoints by its path (checkpoint={self.checkpoints}/...) in place of "
+            f"run={self.name}."
+        )
+
     def write_state(self, state: Mapping[str, Any]) -> None:
         """Replace run.json."""
         with atomic_file(self.state_file, "w") as handle:
@@ -142,6 +200,16 @@ class RunDirectory:
             yield
         finally:
             os.close(descriptor)
+
+
+class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML without aliases: nested ones stand for more values than the memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias (*name), which no configuration of a run has")
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
 
 
 def _flock(descriptor: int) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 from scipy.optimize import linprog
 
 from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.small_cells import is_small
 
 Name = Hashable
 
@@ -60,7 +61,7 @@ class CountSystem:
 
     def is_small(self, value: int) -> bool:
         """True if a count must not be shown."""
-        return 0 < value < self.min_cell
+        return is_small(value, self.min_cell)
 
     def protect(self) -> None:
         """Hide what would give a small count away."""

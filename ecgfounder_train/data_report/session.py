@@ -11,9 +11,11 @@ import polars as pl
 from ecgfounder_train import __version__
 from ecgfounder_train.catalog import Catalog
 from ecgfounder_train.core.config import parse_settings
+from ecgfounder_train.core.csv_files import unescape_formula
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file, sha256_file
 from ecgfounder_train.core.fingerprints import fingerprint
+from ecgfounder_train.core.small_cells import MIN_CELL
 from ecgfounder_train.data_report.counts import count_records
 from ecgfounder_train.data_report.disclosure import check_min_cell
 from ecgfounder_train.data_report.page import ReportPage
@@ -33,7 +35,7 @@ class ReportOptions:
     """The keys of ``report`` in ``configs/prepare.yaml``."""
 
     enabled: bool = True
-    min_cell: int = 10
+    min_cell: int = MIN_CELL
     strips: int = 24
 
     @classmethod
@@ -106,7 +108,10 @@ def write_data_report(
 
 def _read_rejects(path: Path) -> pl.DataFrame:
     names = ("record_path", "record_key", "reason", "detail")
-    return pl.read_csv(path, schema=dict.fromkeys(names, pl.String)).fill_null("")
+    frame = pl.read_csv(path, schema=dict.fromkeys(names, pl.String)).fill_null("")
+    return frame.with_columns(
+        pl.col("record_path").map_elements(unescape_formula, return_dtype=pl.String)
+    )
 
 
 def _is_current(note: Path, made_of: str, pages: list[Path]) -> bool:

@@ -10,6 +10,7 @@ import polars as pl
 
 from ecgfounder_train import __version__
 from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.small_cells import MIN_CELL, is_small
 from ecgfounder_train.evaluation.assessment import run_scores
 from ecgfounder_train.evaluation.tables import MIN_POSITIVES, write_label_csv
 from ecgfounder_train.figures import (
@@ -18,6 +19,7 @@ from ecgfounder_train.figures import (
     ForestSeries,
     HtmlPage,
     Undefined,
+    Withheld,
     WithInterval,
     forest_figure,
 )
@@ -275,7 +277,9 @@ def _add_labels(
     rows: list[list[Cell]] = []
     counts = areas[names[0]].num_positives
     for column in np.argsort(-counts, kind="stable"):
-        cells: list[Cell] = [first.labels[column], int(counts[column])]
+        count = int(counts[column])
+        shown = Withheld(f"<{MIN_CELL}") if is_small(count) else count
+        cells: list[Cell] = [first.labels[column], shown]
         for name in names:
             item = areas[name]
             cells.append(

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -10,8 +11,14 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from ecgfounder_train import __version__
+from ecgfounder_train.core.small_cells import MIN_CELL, is_small
 from ecgfounder_train.evaluation.assessment import DECISION_METRICS, Assessment, assess
-from ecgfounder_train.evaluation.tables import MIN_POSITIVES, summarise, write_label_csv
+from ecgfounder_train.evaluation.tables import (
+    MIN_POSITIVES,
+    has_small_cell,
+    summarise,
+    write_label_csv,
+)
 from ecgfounder_train.evaluation.training_log import read_training_log
 from ecgfounder_train.figures import (
     CalibrationPoints,
@@ -21,6 +28,7 @@ from ecgfounder_train.figures import (
     ForestSeries,
     HtmlPage,
     Undefined,
+    Withheld,
     WithInterval,
     WithNote,
     auroc_by_prevalence_figure,
@@ -361,12 +369,13 @@ def _add_discrimination(page: HtmlPage, assessment: Assessment) -> None:
         page.paragraph(
             f"No label has {MIN_POSITIVES} positives and a negative: no curve is drawn.", hint=True
         )
+    shown = _without_small(table)
     page.figure(
         auroc_by_prevalence_figure(
-            table["prevalence"].fill_nan(0),
-            table["auroc"],
-            table["num_positives"],
-            table["label"].to_list(),
+            shown["prevalence"].fill_nan(0),
+            shown["auroc"],
+            shown["num_positives"],
+            shown["label"].to_list(),
             MIN_POSITIVES,
         ),
         "Each label's AUROC against how often it occurs. The weakest labels are named; the further "
@@ -478,7 +487,10 @@ def _add_decisions(page: HtmlPage, assessment: Assessment) -> None:
             continue
         if np.isnan(row["threshold_logit"]):
             reason = "no threshold: too few on validation"
-            rows.append([row["label"], row["num_positives"], *[Undefined(reason)] * 6])
+            rows.append([row["label"], _positives(row), *[Undefined(reason)] * 6])
+            continue
+        if has_small_cell(row):
+            rows.append([row["label"], _positives(row), *[Withheld("withheld")] * 6])
             continue
         rows.append(
             [
@@ -531,8 +543,8 @@ def _add_subgroups(page: HtmlPage, assessment: Assessment) -> None:
         rows.append(
             [
                 f"{group.attribute}: {group.value}",
-                group.num_records,
-                group.num_patients,
+                _count(group.num_records),
+                _count(group.num_patients),
                 own.num_labels,
                 WithInterval(own.value, own.lower, own.upper, reason),
                 Undefined(reason) if np.isnan(whole.value) else whole.value,
@@ -570,13 +582,30 @@ def _spoken(kind: str, curves: Iterable[Curve]) -> str:
 
 def _add_prevalence(page: HtmlPage, predictions: Predictions, table: pl.DataFrame) -> None:
     page.section("Prevalence")
+    shown = _without_small(table)
     page.figure(
         prevalence_figure(
-            table["num_positives"], table["num_observed"], predictions.labels, MIN_POSITIVES
+            shown["num_positives"], shown["num_observed"], shown["label"].to_list(), MIN_POSITIVES
         ),
         "How often each label is positive among the records where it was observed.",
         "Prevalence by label",
     )
+
+
+def _without_small(table: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows whose counts may be shown."""
+    return table.filter([not has_small_cell(row) for row in table.to_dicts()])
+
+
+def _count(count: int | None) -> Cell:
+    return Withheld(f"<{MIN_CELL}") if count is not None and is_small(count) else count
+
+
+def _positives(row: Mapping[str, Any]) -> Cell:
+    positives: int = row["num_positives"]
+    if is_small(positives):
+        return Withheld(f"<{MIN_CELL}")
+    return Withheld("withheld") if has_small_cell(row) else positives
 
 
 def _probabilities(assessment: Assessment) -> NDArray[np.float64]:
@@ -686,9 +715,13 @@ def _add_label_table(page: HtmlPage, assessment: Assessment, csv_name: str) -> N
         reason = row["undefined_reason"]
         cells: list[Cell] = [
             WithNote(row["label"], row["note"]) if row["note"] else row["label"],
-            row["num_positives"],
+            _positives(row),
             row["num_observed"],
-            100 * row["prevalence"] if row["num_observed"] else None,
+            Withheld("withheld")
+            if has_small_cell(row)
+            else 100 * row["prevalence"]
+            if row["num_observed"]
+            else None,
         ]
         for name, why in (
             ("auroc", row["interval_reason"]),

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import yaml
 
 from ecgfounder_train import __version__
 from ecgfounder_train.core.errors import UserError
@@ -126,8 +125,7 @@ class Evaluation:
     def _run_config(self) -> dict[str, Any]:
         if self.run is None:
             return {}
-        config: dict[str, Any] = yaml.safe_load(self.run.config_file.read_text())
-        return config
+        return self.run.read_config()
 
     @property
     def called(self) -> str:
@@ -157,10 +155,11 @@ class Evaluation:
             return None
         if self.task is not None:
             return None
-        data = self._run_config["data"]
+        config = self.run.read_config(required=("shards", "data"))
+        data = config["data"]
         try:
             return open_shards(
-                self._run_config["shards"],
+                config["shards"],
                 self.config["cache_dir"] or data.get("cache_dir"),
                 self.config["cache_bytes"],
             )

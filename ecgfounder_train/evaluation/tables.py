@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
+from ecgfounder_train.core.csv_files import write_frame
 from ecgfounder_train.core.files import atomic_file
+from ecgfounder_train.core.small_cells import MIN_CELL, is_small
 from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.metrics import Macro, macro, ranking_metrics
 from ecgfounder_train.metrics.predictions import Predictions
@@ -127,8 +130,36 @@ def summarise(table: pl.DataFrame) -> Summary:
 
 
 def write_label_csv(path: Path | str, table: pl.DataFrame) -> Path:
-    """Write a `label_table` as CSV with every digit and return its path."""
+    """Write a `label_table` as CSV and return its path.
+
+    Every digit is written, except for labels with small counts: see `without_small_cells`.
+    """
     path = Path(path)
     with atomic_file(path) as handle:
-        table.write_csv(handle)
+        write_frame(without_small_cells(table), handle)
     return path
+
+
+def without_small_cells(table: pl.DataFrame) -> pl.DataFrame:
+    """Return the table as it may be shared.
+
+    Of labels with 1 to 9 positives or negatives, the counts and what is computed at a threshold are
+    null, and areas have three decimals: more would give the number of positives away.
+    """
+    positives = pl.col("num_positives")
+    small = positives.is_between(1, MIN_CELL - 1)
+    if "num_observed" in table.columns:
+        small |= (pl.col("num_observed") - positives).is_between(1, MIN_CELL - 1)
+    areas = [name for name in table.columns if name.startswith(("auroc", "auprc"))]
+    kept = {"label", "num_observed", *areas}
+    hidden = [name for name, kind in table.schema.items() if kind.is_numeric() and name not in kept]
+    return table.with_columns(
+        *(pl.when(small).then(None).otherwise(name).alias(name) for name in hidden),
+        *(pl.when(small).then(pl.col(name).round(3)).otherwise(name).alias(name) for name in areas),
+    )
+
+
+def has_small_cell(row: Mapping[str, Any]) -> bool:
+    """Return whether a row of `label_table` has 1 to 9 positives or negatives."""
+    positives = int(row["num_positives"])
+    return is_small(positives) or is_small(int(row["num_observed"]) - positives)

@@ -11,6 +11,7 @@ import yaml
 from ecgfounder_train import __version__
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.run_directory import RunDirectory
+from ecgfounder_train.core.small_cells import MIN_CELL, is_small
 from ecgfounder_train.evaluation.assessment import Assessment, assess
 from ecgfounder_train.evaluation.pooling import pool_windows
 from ecgfounder_train.evaluation.tables import MIN_POSITIVES, label_notes
@@ -216,7 +217,9 @@ def _area(row: Mapping[str, Any] | None) -> str:
     if row["undefined_reason"]:
         return str(row["undefined_reason"])
     if np.isnan(row["auroc_lower"]):
-        return f"{row['auroc']:.3f} ({row['num_positives']} positives: no interval)"
+        positives = row["num_positives"]
+        shown = f"fewer than {MIN_CELL}" if is_small(positives) else positives
+        return f"{row['auroc']:.3f} ({shown} positives: no interval)"
     return f"{row['auroc']:.3f} ({row['auroc_lower']:.3f}-{row['auroc_upper']:.3f})"
 
 

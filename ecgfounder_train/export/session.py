@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from ecgfounder_train.core.commands import command
 from ecgfounder_train.core.errors import UserError, did_you_mean
@@ -277,7 +276,7 @@ def _with_facts(
 def _training_shards(run: RunDirectory | None) -> ShardSet | None:
     if run is None:
         return None
-    folder = yaml.safe_load(run.config_file.read_text()).get("shards")
+    folder = run.read_config().get("shards")
     try:
         return ShardSet.open(folder) if folder else None
     except UserError:

@@ -32,6 +32,7 @@ from ecgfounder_train.figures.html import (
     Column,
     HtmlPage,
     Undefined,
+    Withheld,
     WithInterval,
     WithNote,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "Undefined",
     "WithInterval",
     "WithNote",
+    "Withheld",
     "agreement_figure",
     "auroc_by_prevalence_figure",
     "calibration_figure",

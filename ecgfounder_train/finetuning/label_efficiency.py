@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 
 from ecgfounder_train import __version__
+from ecgfounder_train.core.csv_files import write_frame
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.core.run_directory import RunDirectory
@@ -139,7 +140,7 @@ def _write(run: RunDirectory, table: pl.DataFrame, config: Mapping[str, Any]) ->
         f"{metric} on the test part",
     )
     with atomic_file(run.path / "label_efficiency.csv") as handle:
-        table.write_csv(handle)
+        write_frame(table, handle)
     with atomic_file(run.path / "label_efficiency.png") as handle:
         handle.write(figure_png(figure))
     page = HtmlPage(

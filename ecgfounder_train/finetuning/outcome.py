@@ -12,6 +12,7 @@ import polars as pl
 import torch
 
 from ecgfounder_train import __version__
+from ecgfounder_train.core.csv_files import write_frame
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file, sha256_file
 from ecgfounder_train.core.run_directory import RunDirectory
@@ -229,7 +230,7 @@ def _report_quantities(
     folder = run.evaluation("test")
     table = _quantity_table(trained, estimates)
     with atomic_file(folder / "report.csv") as handle:
-        table.write_csv(handle)
+        write_frame(table, handle)
     with atomic_file(folder / "predictions.parquet") as handle:
         _quantity_predictions(trained, predictions, guess, truth).write_parquet(handle)
     remarks = [*how.words, shards.summary(), clusters.note]

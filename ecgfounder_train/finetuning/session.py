@@ -174,8 +174,7 @@ class Finetuning:
                 else ("Whether the pretraining saw these patients is not known from keys.")
             )
         pretrained = RunDirectory.existing(self.config["paths"]["runs"], name)
-        stored = OmegaConf.to_container(OmegaConf.load(pretrained.config_file))
-        folder = stored.get("shards") if isinstance(stored, dict) else None
+        folder = pretrained.read_config().get("shards")
         try:
             training = ShardSet.open(folder) if folder else None
         except UserError:

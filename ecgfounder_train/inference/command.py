@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ecgfounder_train.core.config import parse_settings
+from ecgfounder_train.core.csv_files import write_frame
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file, sha256_file, sweep_partial_files
 from ecgfounder_train.core.fingerprints import fingerprint
@@ -219,7 +220,7 @@ def _join(parts: Sequence[Path], table: OutputTable, output: Path, tally: Tally)
     with atomic_file(output) as handle:
         if output.suffix == ".csv":
             for number, frame in enumerate(frames()):
-                frame.write_csv(handle, include_header=number == 0)
+                write_frame(frame, handle, include_header=number == 0)
         else:
             writer: pq.ParquetWriter | None = None
             for frame in frames():

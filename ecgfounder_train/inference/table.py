@@ -21,6 +21,8 @@ from ecgfounder_train.weights.trained_model import TrainedModel
 KINDS = ("probabilities", "logits", "embeddings")
 YES = "yes:"
 """Begins the name of a label's yes/no column."""
+OUTPUT = "output:"
+"""Begins the column name of an output that is called like another column, such as `status`."""
 SEPARATOR = "; "
 NOT_CALIBRATED = "the plain sigmoid of the logits, NOT calibrated: rank by them, do not read them"
 
@@ -82,11 +84,23 @@ class OutputTable:
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
-        """Names of the outputs' columns; a quantity's has its unit."""
-        return tuple(
-            f"{output.name} ({output.unit})" if output.unit else output.name
+        """Names of the outputs' columns; a quantity's has its unit.
+
+        A name that is also another column's gets `OUTPUT` before it.
+        """
+        with_unit = self.kind != "logits"
+        names = [
+            f"{output.name} ({output.unit})" if output.unit and with_unit else output.name
             for output in self.trained.outputs
-        )
+        ]
+        taken = {*FACTS, "patient", "findings", *(f"{YES}{name}" for name in names)}
+        columns: list[str] = []
+        for name in names:
+            while name in taken:
+                name = f"{OUTPUT}{name}"
+            taken |= {name, f"{YES}{name}"}
+            columns.append(name)
+        return tuple(columns)
 
     @property
     def calibration_in_words(self) -> str:
@@ -156,7 +170,7 @@ class OutputTable:
             return facts.hstack(self._matrix([r.features for r in results], self._embedding_names))
         logits = [result.logits for result in results]
         if self.kind == "logits":
-            return facts.hstack(self._matrix(logits, self.trained.labels))
+            return facts.hstack(self._matrix(logits, self.columns))
         known = np.array([item is not None for item in logits], bool)
         scores = np.full((len(results), len(self.columns)), np.nan)
         if known.any():

@@ -13,7 +13,6 @@ Source: Charikar 2002, Similarity estimation techniques from rounding algorithms
 Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, chapter 3 (bands).
 """
 
-import csv
 import os
 import tempfile
 from collections import Counter
@@ -24,10 +23,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 from scipy import fft
 from scipy.signal import windows
 
+from ecgfounder_train.core.csv_files import write_frame
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.core.progress import ProgressMeter
@@ -91,10 +92,10 @@ class AuditReport:
 
     def write(self, path: Path | str) -> None:
         """Write the pairs as CSV."""
-        with atomic_file(path, "w") as handle:
-            writer = csv.writer(handle, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            writer.writerows([getattr(leak, name) for name in COLUMNS] for leak in self.leaks)
+        rows = [[getattr(leak, name) for name in COLUMNS] for leak in self.leaks]
+        columns = {**dict.fromkeys(COLUMNS, pl.String), "correlation": pl.Float64}
+        with atomic_file(path) as handle:
+            write_frame(pl.DataFrame(rows, schema=columns, orient="row"), handle)
 
     def __str__(self) -> str:
         counts = ", ".join(f"{count:,} {kind}" for kind, count in self.counts().items())

@@ -17,6 +17,7 @@ import polars as pl
 
 from ecgfounder_train import __version__
 from ecgfounder_train.core.config import parse_settings
+from ecgfounder_train.core.csv_files import write_frame
 from ecgfounder_train.core.errors import RejectReason, UserError, did_you_mean
 from ecgfounder_train.core.files import atomic_file, sweep_partial_files
 from ecgfounder_train.core.fingerprints import canonical_json, fingerprint
@@ -421,7 +422,7 @@ def _write_notes(
     plan.write(private)
     if not plan.gone.is_empty():
         with atomic_file(private / GONE_NAME) as handle:
-            plan.gone.write_csv(handle)
+            write_frame(plan.gone, handle)
     where = str(root) if is_remote(root) else str(Path(root).resolve())
     place = {"root": where, "own_reader": own_reader}
     for name, content in ((_SETTINGS_NAME, settings), (PLACE_NAME, place)):

@@ -1,12 +1,14 @@
 """The rejects ledger: every rejected record with its reason. It holds paths: private."""
 
-import csv
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
+from ecgfounder_train.core.csv_files import write_frame
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.shards.plan import REJECT_COLUMNS
@@ -61,7 +63,6 @@ class Ledger:
 
     def write(self) -> None:
         """Write the ledger, in path order, whoever rejected a record."""
-        with atomic_file(self.path, "w") as handle:
-            writer = csv.writer(handle, lineterminator="\n")
-            writer.writerow(REJECT_COLUMNS)
-            writer.writerows(sorted(self.rows))
+        columns = dict.fromkeys(REJECT_COLUMNS, pl.String)
+        with atomic_file(self.path) as handle:
+            write_frame(pl.DataFrame(sorted(self.rows), schema=columns, orient="row"), handle)

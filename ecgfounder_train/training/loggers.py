@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
@@ -38,10 +39,21 @@ def create_loggers(
     """
     kind = logger_kind(config)
     if kind == "tensorboard":
+        _keep_host_out_of_file_names()
         return [TensorBoardLogger(run.path, name="tensorboard", version="")]
     if kind == "wandb":
         return [_wandb(config, run, hyperparameters)]
     return []
+
+
+def _keep_host_out_of_file_names() -> None:
+    """Let TensorBoard name its files events.out.tfevents.TIME.host.PID, without this machine.
+
+    Its writer has no setting for it, and opens further files during the run.
+    """
+    from tensorboard.summary.writer import event_file_writer
+
+    event_file_writer.socket = SimpleNamespace(gethostname=lambda: "host")
 
 
 def _wandb(

@@ -23,6 +23,7 @@ WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "ecg_model.json"
 FORMAT = "ecgfounder_train model"
 FORMAT_VERSION = 1
+_MAX_DESCRIPTION_BYTES = 16 << 20
 REQUIRED = (
     *("format", "format_version", "model", "num_leads", "lead_choice"),
     *("outputs", "vocabulary", "signal", "decisions", "licence", "provenance"),
@@ -163,13 +164,15 @@ def read_description(path: Path) -> dict[str, Any]:
         UserError: It is absent, damaged, foreign or of another version.
     """
     try:
+        if path.stat().st_size > _MAX_DESCRIPTION_BYTES:
+            raise ValueError(f"larger than {_MAX_DESCRIPTION_BYTES:,} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(
             f"There is no {path.name} in {path.parent}. It says what the weights' outputs and "
             "input mean; keep it beside them (scripts/export.py writes both)."
         ) from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}). Copy it again.") from error
     check_description(content, str(path))
     weights = content.get("weights")

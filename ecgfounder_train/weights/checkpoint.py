@@ -67,14 +67,29 @@ def damage(path: Path) -> str | None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
             is_torchs = _OF_TORCH & {name.rpartition("/")[2] for name in archive.namelist()}
+            if is_torchs and (reason := _unlike_torch(archive, path.stat().st_size)):
+                return reason
+            bad = archive.testzip()
         if is_torchs:
             # It looks at more of the directory than Python does, and would refuse the file.
             torch._C.PyTorchFileReader(str(path))
     except Exception as error:  # a flipped bit may also claim encryption or compression
         return f"not a whole file: {_short(error)}"
     return f"member {bad} has a wrong checksum" if bad else None
+
+
+def _unlike_torch(archive: zipfile.ZipFile, file_bytes: int) -> str | None:
+    """Return why a zip archive is not one that torch writes: stored members that do not overlap.
+
+    Compressed or overlapping members state any size, which a reader would allocate.
+    """
+    members = archive.infolist()
+    if packed := next((item for item in members if item.compress_type), None):
+        return f"its member {packed.filename[:60]!r} is compressed"
+    if sum(item.file_size for item in members) > file_bytes:
+        return "its members are larger than the file"
+    return None
 
 
 def load_checkpoint(path: Path | str) -> dict[str, Any]:

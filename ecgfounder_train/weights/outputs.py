@@ -1,6 +1,7 @@
 """What the outputs of a network are: yes/no labels, or quantities with a unit."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
@@ -8,6 +9,7 @@ from typing import Any, Literal, get_args
 from ecgfounder_train.core.errors import UserError, did_you_mean
 
 OutputKind = Literal["binary", "regression"]
+MAX_OUTPUTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ def parse_outputs(items: Sequence[Mapping[str, Any]], where: str) -> tuple[Outpu
         UserError: An entry is none; `where` names the file.
     """
     known = [field.name for field in fields(Output)]
+    if not isinstance(items, Sequence) or len(items) > MAX_OUTPUTS:
+        raise UserError(f"{where} does not list up to {MAX_OUTPUTS:,} outputs.")
     outputs = []
     for item in items:
         if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
@@ -64,7 +68,7 @@ def parse_outputs(items: Sequence[Mapping[str, Any]], where: str) -> tuple[Outpu
                 + did_you_mean(unknown[0], known)
             )
         outputs.append(Output(**item))
-    names = [output.name for output in outputs]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    counts = Counter(output.name for output in outputs)
+    if twice := sorted(name for name, count in counts.items() if count > 1):
         raise UserError(f"{where} lists the output {twice[0]!r} twice.")
     return tuple(outputs)

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from ecgfounder_train.core.errors import UserError
 
 
-def load_strict(
+def check_state(
     model: nn.Module, state: Mapping[str, Any], what: str, size: str, remedy: str
 ) -> None:
-    """Copy a state dict into a network of exactly its tensors.
+    """Raise unless a state dict holds exactly the tensors of a network, which may be on `meta`.
 
     Args:
-        model: Takes the tensors, in its own floating-point type.
+        model: Says which tensors, and in which shapes.
         state: By the names of the network's state dict.
         what: Begins the message, such as "The checkpoint".
         size: Name of the network.
@@ -41,4 +41,19 @@ def load_strict(
             f"{what} does not hold a {size}: {len(problems)} of its tensors differ; first "
             f"{'; '.join(problems[:3])}. {remedy}"
         )
+
+
+def load_strict(
+    model: nn.Module, state: Mapping[str, Any], what: str, size: str, remedy: str
+) -> None:
+    """Copy a state dict into a network of exactly its tensors.
+
+    Args:
+        model: Takes the tensors, in its own floating-point type.
+        state, what, size, remedy: As in `check_state`.
+
+    Raises:
+        UserError: A tensor is missing, foreign, of another shape, or holds NaN or infinity.
+    """
+    check_state(model, state, what, size, remedy)
     model.load_state_dict(dict(state), strict=True)

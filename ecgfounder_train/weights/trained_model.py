@@ -32,7 +32,7 @@ from ecgfounder_train.weights.official import (
     read_official,
 )
 from ecgfounder_train.weights.outputs import Output, parse_outputs
-from ecgfounder_train.weights.state_dict import load_strict
+from ecgfounder_train.weights.state_dict import check_state, load_strict
 
 OFFICIAL_LICENCE = (
     "MIT (code and weights of ECGFounder); its preprint arXiv 2410.04133 is under CC BY 4.0"
@@ -328,8 +328,10 @@ def _build(
     labels: tuple[str, ...],
     **values: Any,
 ) -> TrainedModel:
+    remedy = "The file is damaged, or was changed by hand."
+    _check_size(state, where, num_leads, model_name, model_config, len(labels), remedy)
     model = create_model(model_name, num_leads, len(labels), **model_config)
-    load_strict(model, state, where, model_name, "The file is damaged, or was changed by hand.")
+    load_strict(model, state, where, model_name, remedy)
     trained = TrainedModel(
         model=model.eval().requires_grad_(False),
         labels=labels,
@@ -343,6 +345,36 @@ def _build(
             f"{trained.lead_choice} of a profile with {len(trained.profile.leads)} leads."
         )
     return trained
+
+
+def _check_size(
+    state: Mapping[str, Any],
+    where: str,
+    num_leads: int,
+    model_name: str,
+    model_config: Mapping[str, Any],
+    num_labels: int,
+    remedy: str,
+) -> None:
+    """Compare the network a file describes with its tensors before any memory is taken for it.
+
+    Raises:
+        UserError: They differ, or the description is not one of a network.
+    """
+    depths = model_config.get("depths") or ()
+    try:
+        # A block has several tensors: more blocks than tensors cannot be stored.
+        if sum(depths) > len(state):
+            raise ValueError(f"{sum(depths):,} blocks, but {len(state):,} tensors")
+        with torch.device("meta"):
+            network = create_model(model_name, num_leads, num_labels, **model_config)
+    except UserError as error:
+        raise UserError(f"{where} does not describe a network: {error}") from error
+    except Exception as error:  # whatever numbers and types a stranger writes lead to
+        raise UserError(
+            f"{where} does not describe a {model_name} ({type(error).__name__}: {error}). {remedy}"
+        ) from error
+    check_state(network, state, where, model_name, remedy)
 
 
 def _outputs(items: Any, labels: tuple[str, ...], where: str) -> tuple[Output, ...]:

@@ -1,6 +1,7 @@
 """Tables and reports: nothing undefined looks like a number, nothing leaves that must not."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -90,7 +91,8 @@ def test_report_is_self_contained_and_shows_undefined_with_its_reason(prediction
     assert "//" not in html
     assert html.count("<svg") >= 5
     rows = rows_of(html)
-    positives = [int(row[1].replace(",", "")) for row in rows]
+    shown = [row[1].replace(",", "").replace("<small>&lt;10</small>", "3") for row in rows]
+    positives = [int(count) for count in shown]
     assert positives == sorted(positives, reverse=True)
     by_label = {re.sub("<.*", "", row[0]): row for row in rows}
     assert by_label["absent"][4] == "undefined<br><small>no positives</small>"
@@ -171,3 +173,32 @@ def test_page_of_strips_is_marked_local_only_on_every_sheet(tmp_path):
     assert text.count("Local only. Research use only") == 2
     assert "It must not leave this machine" in text
     assert text.count('class="true-scale"') == 2
+
+
+def test_small_counts_are_on_no_page_and_in_no_table(tmp_path: Path) -> None:
+    targets = np.zeros((200, 3), np.uint8)
+    targets[:50, 0] = targets[:7, 1] = targets[4:, 2] = 1
+    rng = np.random.default_rng(0)
+    predictions = Predictions.create(
+        ["common", "rare", "nearly_all"],
+        [f"{number:032x}" for number in range(200)],
+        rng.normal(size=(200, 3)),
+        targets,
+        patient_key=[f"{number:032x}" for number in range(200)],
+        sex=["F"] * 7 + ["M"] * 193,
+    )
+    page = write_report(tmp_path / "report.html", predictions).read_text()
+    table = {row["label"]: row for row in pl.read_csv(tmp_path / "report.csv").to_dicts()}
+    assert table["common"]["num_positives"] == 50
+    for label in ("rare", "nearly_all"):
+        assert table[label]["num_positives"] is table[label]["prevalence"] is None
+        assert len(repr(table[label]["auroc"])) <= 5, "three decimals"
+    cells = re.findall(r"<tr><td[^>]*>(rare|nearly_all)<.*?</tr>", page)
+    assert cells
+    for row in re.findall(r"<tr><td[^>]*>rare<.*?</tr>", page):
+        assert "&lt;10" in row
+        assert ">7<" not in row
+    for row in re.findall(r"<tr><td[^>]*>nearly_all<.*?</tr>", page):
+        assert ">196<" not in row
+    for row in re.findall(r"<tr><td[^>]*>sex: F<.*?</tr>", page):
+        assert ">7<" not in row

@@ -164,7 +164,8 @@ def test_the_card_has_the_metrics_of_these_very_weights(run: RunDirectory, tmp_p
     for number, row in enumerate(table.to_dicts()):
         interval = f"({row['auroc_lower']:.3f}-{row['auroc_upper']:.3f})"
         if row["interval_reason"]:
-            interval = f"({row['num_positives']} positives: no interval)"
+            interval = "(fewer than 10 positives: no interval)"
+            assert row["num_positives"] is None or row["num_positives"] >= 10
         assert f"| {number} | {row['label']} | binary | {row['auroc']:.3f} {interval} |" in text
     assert "95 % intervals are by patient" in text
     for heading in ("Intended use", "Limits", "Biases", "Licence", "Training data"):

@@ -18,6 +18,7 @@ import torch
 
 import ecgfounder_train
 from ecgfounder_train.app import compose_config
+from ecgfounder_train.core.csv_files import unescape_formula
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.evaluation.predict import predict_split
 from ecgfounder_train.inference import EcgModel, OutputTable, PipelineSettings, load_model
@@ -245,6 +246,42 @@ def test_quantities_come_in_their_own_unit(model: EcgModel, tiny_set: Any) -> No
     assert predicted.to_frame()["age (years)"].item() == pytest.approx(
         predicted.probabilities[0, 0], rel=1e-5
     )
+
+
+NAMES = ("status", "record", "=cmd|x", "yes:status", "e0001")
+
+
+@pytest.mark.parametrize("kind", ["probabilities", "logits", "embeddings"])
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_labels_may_be_called_like_other_columns_or_like_formulas(
+    checkpoint: Path, tiny_set: Any, tmp_path: Path, kind: str, suffix: str
+) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    content["spec"]["labels"] = list(NAMES)
+    content["spec"]["vocabulary"]["labels"] = list(NAMES)
+    torch.save(content, tmp_path / "named.ckpt")
+    output = tmp_path / f"table.{suffix}"
+    words = (f"input={tiny_set.root}/S0", f"output={output}", f"output_kind={kind}")
+    run_command(tmp_path / "named.ckpt", *words)
+    frame = pl.read_csv(output) if suffix == "csv" else pl.read_parquet(output)
+    assert frame["status"].dtype == pl.String
+    stated = read_metadata(output)["outputs"]
+    assert [item["name"] for item in stated] == list(NAMES)
+    if kind != "embeddings":
+        columns = [unescape_formula(name) for name in frame.columns]
+        assert {item["column"] for item in stated} <= set(columns)
+    assert not [name for name in frame.columns if suffix == "csv" and name[0] in "=+-@"]
+
+
+def test_full_disk_is_named(
+    checkpoint: Path, tiny_set: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(frame: pl.DataFrame, handle: Any) -> None:
+        raise pl.exceptions.ComputeError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", full)
+    with pytest.raises(UserError, match=r"No space left on device\. Nothing half-written"):
+        run_command(checkpoint, f"input={tiny_set.root}/S0", f"output={tmp_path / 'table.csv'}")
 
 
 def test_a_stopped_batch_goes_on_from_its_whole_parts(

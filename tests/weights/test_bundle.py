@@ -1,11 +1,15 @@
 """A bundle is whole and of this version, or refused with what is wrong."""
 
 import json
+import resource
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_set as tiny
 import torch
+import yaml
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.models import create_model
@@ -16,7 +20,9 @@ from ecgfounder_train.weights.bundle import (
     read_bundle,
     write_bundle,
 )
-from ecgfounder_train.weights.outputs import Output, parse_outputs
+from ecgfounder_train.weights.checkpoint import damage
+from ecgfounder_train.weights.outputs import MAX_OUTPUTS, Output, parse_outputs
+from ecgfounder_train.weights.trained_model import TrainedModel
 
 
 def description() -> dict[str, Any]:
@@ -129,3 +135,62 @@ def test_outputs_are_checked() -> None:
             parse_outputs([item], "x.json")
     with pytest.raises(UserError, match="'a' twice"):
         parse_outputs([{"name": "a"}, {"name": "a"}], "x.json")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"num_leads": 10**9},
+        {"model": {"name": "net1d_1m", "widths": [16 << 30], "depths": [1]}},
+        {"model": {"name": "net1d_1m", "widths": [16, 32], "depths": [10**9, 1]}},
+        {"model": {"name": "net1d_1m", "base_filters": 2**62}},
+        {"model": {"name": "net1d_1m", "widths": ["a"], "depths": ["b"]}},
+        {"model": {"name": "net1d_1m", "depths": 3}},
+        {"num_leads": 2},
+    ],
+)
+def test_network_is_compared_with_its_tensors_before_memory_is_taken(
+    state: dict[str, torch.Tensor], tmp_path: Path, model: dict[str, Any]
+) -> None:
+    config = yaml.safe_load((tiny.REPOSITORY / "configs/signal/zscore.yaml").read_text())
+    content = {**description(), "signal": {**config, "leads": ["I"]}, **model}
+    write_bundle(tmp_path, content, state)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=DESCRIPTION_FILE):
+        TrainedModel.load(tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+def test_number_of_outputs_is_bounded_and_repeats_are_found_fast(tmp_path: Path) -> None:
+    names = [{"name": f"o{number}"} for number in range(MAX_OUTPUTS + 1)]
+    with pytest.raises(UserError, match="does not list up to 10,000 outputs"):
+        parse_outputs(names, "file")
+    assert len(parse_outputs(names[:-1], "file")) == MAX_OUTPUTS
+    with pytest.raises(UserError, match="twice"):
+        parse_outputs([*names[:-2], names[0]], "file")
+
+
+def test_nested_or_endless_description_is_named(
+    state: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_bundle(tmp_path, description(), state)
+    path = tmp_path / DESCRIPTION_FILE
+    path.write_text("[" * 200_000)
+    with pytest.raises(UserError, match="is damaged"):
+        read_bundle(tmp_path)
+    monkeypatch.setattr("ecgfounder_train.weights.bundle._MAX_DESCRIPTION_BYTES", 1000)
+    with pytest.raises(UserError, match="larger than 1,000 bytes"):
+        read_bundle(tmp_path)
+
+
+def test_compressed_checkpoint_is_refused_unread(tmp_path: Path) -> None:
+    torch.save({"weights": torch.zeros(100_000)}, tmp_path / "plain.ckpt")
+    assert damage(tmp_path / "plain.ckpt") is None
+    packed = tmp_path / "packed.ckpt"
+    with (
+        zipfile.ZipFile(tmp_path / "plain.ckpt") as source,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    assert "is compressed" in (damage(packed) or "")
