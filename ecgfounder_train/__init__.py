@@ -10,6 +10,7 @@ and only `training`, `loader.datamodule` and `finetuning` import lightning.
 For people who only use weights: ``ecgfounder_train.load_model(path).predict(records)``.
 """
 
+import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +28,27 @@ os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 if TYPE_CHECKING:
     from ecgfounder_train.inference import load_model as load_model
+    from ecgfounder_train.library import open_shards as open_shards
+    from ecgfounder_train.loader.datamodule import ShardDataModule as ShardDataModule
+    from ecgfounder_train.models import create_model as create_model
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_model"]
+
+# Imported when they are used: `import ecgfounder_train` must not cost torch's second.
+_LAZY = {
+    "ShardDataModule": "ecgfounder_train.loader.datamodule",
+    "create_model": "ecgfounder_train.models",
+    "load_model": "ecgfounder_train.inference",
+    "open_shards": "ecgfounder_train.library",
+}
+__all__ = ["ShardDataModule", "__version__", "create_model", "load_model", "open_shards"]
 
 
 def __getattr__(name: str) -> Any:
-    # Lazily: `import ecgfounder_train` must not cost torch's second.
-    if name == "load_model":
-        from ecgfounder_train.inference import load_model as found
-
-        return found
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

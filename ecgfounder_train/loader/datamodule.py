@@ -1,4 +1,8 @@
-"""The DataModule: the training stretch up to the next validation, and the validation split."""
+"""Lightning DataModules: the one of our training runs, and one for any LightningModule."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import lightning as L
 
@@ -14,12 +18,13 @@ from ecgfounder_train.loader.epoch_plan import EpochPlan, Position
 from ecgfounder_train.loader.order import look_ahead, look_ahead_in_order
 from ecgfounder_train.loader.reader import SampleReader
 from ecgfounder_train.loader.rows import Rows, SplitRows
+from ecgfounder_train.loader.shard_loader import ShardLoader
 from ecgfounder_train.loader.stream import StreamBatches, StreamEvaluation, StreamSource
 from ecgfounder_train.shards import ShardSet
 
 
-class ShardDataModule(L.LightningDataModule):
-    """Batches of a shard set for one rank.
+class PretrainDataModule(L.LightningDataModule):
+    """Batches of a pretraining run for one rank.
 
     Lightning asks for the training batches anew before each stretch between two validations; they
     begin where the module's position stands, so nothing is ever skipped by reading it.
@@ -148,3 +153,72 @@ def require_parts(train: Rows, val: Rows, shards: ShardSet) -> None:
                 f"The shards in {shards.folder} hold no {split} samples. Prepare them with a "
                 "split that has train and val parts."
             )
+
+
+class ShardDataModule(L.LightningDataModule):
+    """Batches of a shard set for any LightningModule; resumes in the middle of an epoch.
+
+    The training and validation batches are those of `loader.shard_loader.ShardLoader`, one loader
+    per rank. Lightning saves the position in its checkpoints and restores it from them, also with
+    another number of ranks.
+
+    Args:
+        shards: Folder that `prepare` wrote, or an opened shard set.
+        batch_size: Samples per batch on each rank.
+        **options: Further options of `ShardLoader`, such as workers, seed and normalise.
+
+    Raises:
+        UserError: There is no shard set, or it is damaged.
+    """
+
+    def __init__(self, shards: ShardSet | Path | str, batch_size: int = 64, **options: Any) -> None:
+        super().__init__()
+        self.shards = shards if isinstance(shards, ShardSet) else ShardSet.open(shards)
+        self.batch_size = batch_size
+        self.options = options
+        self._loader: ShardLoader | None = None
+        self._restored: Mapping[str, Any] | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels, in the order of `targets`."""
+        return tuple(self.shards.manifest.labels)
+
+    def train_dataloader(self) -> ShardLoader:
+        """Return the batches of the train split from the restored position on."""
+        if self._loader is None:
+            self._loader = self._of("train")
+            if self._restored:
+                self._loader.load_state_dict(self._restored)
+        return self._loader
+
+    def val_dataloader(self) -> ShardLoader:
+        """Return the batches of the val split in index order."""
+        return self._of("val")
+
+    def test_dataloader(self) -> ShardLoader:
+        """Return the batches of the test split in index order."""
+        return self._of("test")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the train split."""
+        return self._loader.state_dict() if self._loader else dict(self._restored or {})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the train split behind a saved position."""
+        self._restored = state_dict
+        if self._loader:
+            self._loader.load_state_dict(state_dict)
+
+    def _of(self, split: str) -> ShardLoader:
+        rank, world_size = 0, 1
+        if self.trainer is not None:
+            rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        return ShardLoader(
+            self.shards,
+            split,
+            self.batch_size,
+            rank=rank,
+            world_size=world_size,
+            **self.options,
+        )

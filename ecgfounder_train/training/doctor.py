@@ -26,7 +26,7 @@ from ecgfounder_train.core.ranks import is_rank_zero
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.loader import SampleReader
 from ecgfounder_train.loader.cache import open_shards
-from ecgfounder_train.loader.datamodule import ShardDataModule
+from ecgfounder_train.loader.datamodule import PretrainDataModule
 from ecgfounder_train.loader.files import BadSampleError
 from ecgfounder_train.settings.training import DataSettings, RunSettings, TrainerSettings
 from ecgfounder_train.shards import ShardSet
@@ -185,7 +185,7 @@ class _Visit(L.Callback):
         """Say what the steps took, and how long the run will take."""
         assert isinstance(pl_module, PretrainModule)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(datamodule, ShardDataModule)
+        assert isinstance(datamodule, PretrainDataModule)
         taken = np.diff(self._marks)
         if len(taken) == 0:
             self.findings.append(Finding("dry run", "fail", "no step could be taken"))

@@ -18,7 +18,7 @@ from ecgfounder_train.core.fingerprints import fingerprint
 from ecgfounder_train.core.ranks import is_rank_zero, require_launch
 from ecgfounder_train.core.run_directory import COMMAND_MARK, RunDirectory
 from ecgfounder_train.loader.cache import is_url, open_shards
-from ecgfounder_train.loader.datamodule import ShardDataModule
+from ecgfounder_train.loader.datamodule import PretrainDataModule
 from ecgfounder_train.loader.epoch_plan import EpochPlan
 from ecgfounder_train.loader.order import create_plan
 from ecgfounder_train.loader.patients import IntArray, patient_rows
@@ -244,7 +244,7 @@ def create_datamodule(
     module: PretrainModule,
     facts: RunFacts,
     settings: TrainerSettings,
-) -> ShardDataModule:
+) -> PretrainDataModule:
     """Return the data of a run; the order of them goes into its module and facts too.
 
     Args:
@@ -262,7 +262,7 @@ def create_datamodule(
         module.num_samples = plan.num_slots
         module.total_samples = budget.total_samples(plan.num_slots)
     facts.fingerprints |= _order_fingerprint(plan, data)
-    return ShardDataModule(
+    return PretrainDataModule(
         shards,
         plan,
         rows,
