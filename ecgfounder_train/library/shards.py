@@ -55,13 +55,12 @@ class ShardRecord:
         )
 
     def __repr__(self) -> str:
-        more = len(self.positives) - _SHOWN_LABELS
-        shown = ", ".join(self.positives[:_SHOWN_LABELS]) + (
-            f" and {more} more" if more > 0 else ""
-        )
+        shown = ", ".join(self.positives[:_SHOWN_LABELS]) or "no label present"
+        if (more := len(self.positives) - _SHOWN_LABELS) > 0:
+            shown += f" and {more} more"
         return (
             f"ShardRecord({self.record_key[:8]}, {self.split}, {len(self.leads)} leads x "
-            f"{self.signal.shape[1] / self.fs:g} s at {self.fs:g} Hz, {shown or 'no label present'})"
+            f"{self.signal.shape[1] / self.fs:g} s at {self.fs:g} Hz, {shown})"
         )
 
 

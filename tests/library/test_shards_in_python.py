@@ -140,9 +140,7 @@ def fit(shards: Shards, folder: Path, **limits: Any) -> OtherModule:
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        callbacks=[
-            L.pytorch.callbacks.ModelCheckpoint(folder, every_n_train_steps=3, save_top_k=-1)
-        ],
+        callbacks=[saving],
         **limits,
     )
     trainer.fit(
