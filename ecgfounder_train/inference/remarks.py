@@ -1,4 +1,4 @@
-"""What is said about a recording beside its result: a countable code and a sentence."""
+"""Warnings about a recording beside its result: a countable code and a sentence."""
 
 from enum import StrEnum
 from typing import NamedTuple
@@ -15,6 +15,7 @@ class WarningCode(StrEnum):
     UNIT_ASSUMED = "unit_assumed"
     UNIT_SUSPECT = "unit_suspect"
     RATE_DERIVED = "rate_from_time_axis"
+    RATE_ASSUMED = "rate_assumed"
     RATE_CONFLICT = "rate_conflict"
     LOW_RATE = "low_sampling_rate"
     FLAT = "flat_lead"
@@ -28,6 +29,7 @@ class WarningCode(StrEnum):
     PADDED = "padded"
     CROPPED = "cropped"
     PARTLY_READ = "partly_read"
+    READER_NOTE = "reader_note"
 
 
 class Remark(NamedTuple):

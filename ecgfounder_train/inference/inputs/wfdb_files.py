@@ -10,16 +10,31 @@ from ecgfounder_train.inference.inputs.reading import (
 )
 from ecgfounder_train.records import read_header, read_record
 
+SUFFIXES = (".hea", ".dat", ".mat")
+
+
+def header_of(path: Path) -> Path | None:
+    """Return the header file of a record, a signal file or a header, None where there is none.
+
+    Suffixes in any case count: copies from Windows and CD-ROM are called X.HEA and X.DAT.
+    """
+    stem = path.with_suffix("") if path.suffix.lower() in SUFFIXES else path
+    for suffix in (".hea", ".HEA", ".Hea"):
+        header = stem.with_name(stem.name + suffix)
+        if header.is_file():
+            return header
+    return None
+
 
 def read(path: Path, item: str, options: InputOptions) -> SourceRecord:
     """Return the record whose header or signal file lies at `path`."""
     record = read_record(path)
-    unit = None
+    units: list[str | None] = [None] * len(record.lead_names)
     if options.unit is not None:
         signals = read_header(path).signals
-        unit = signals[0].units if signals else None
-    return with_options(record, unit, options, ())
+        units = [signal.units for signal in signals] or units
+    return with_options(record, units, options, ())
 
 
 # A header has no magic number: a text file that begins with a name and two numbers could be one.
-FORMAT = InputFormat("WFDB", (".hea", ".dat", ".mat"), lambda head: False, read)
+FORMAT = InputFormat("WFDB", SUFFIXES, lambda head: False, read)
