@@ -1,13 +1,15 @@
 """Which recordings `input=` means: a file, a folder, a glob, or a list of files."""
 
 import glob
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
 
-from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.errors import RejectedRecordError, UserError
 from ecgfounder_train.core.files import PARTIAL_MARK
 from ecgfounder_train.inference.inputs import (
     FORMATS,
@@ -19,19 +21,20 @@ from ecgfounder_train.inference.inputs import (
     read_file,
     wfdb_files,
 )
-from ecgfounder_train.inference.inputs.delimited_files import PATH_COLUMNS, Layout, layout
-from ecgfounder_train.records import EcgRecord
+from ecgfounder_train.inference.inputs.text_layout import PATH_COLUMNS, Layout, layout
+from ecgfounder_train.records import EcgRecord, read_header
 
 _TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
-_AMBIGUOUS = (*_TABLE_SUFFIXES, ".xml", ".ecg")
+_AMBIGUOUS = (*_TABLE_SUFFIXES, ".xml", ".ecg", ".json", ".rec")
 """Suffixes of many things: in a folder, such a file counts only where its content fits."""
-_NOT_ECGS = (".json", ".yaml", ".yml", ".md", ".html", ".pdf", ".png", ".parquet", ".py", ".log")
+_NOT_ECGS = (".yaml", ".yml", ".md", ".html", ".pdf", ".png", ".parquet", ".py", ".log")
 _RATE_COLUMNS = ("fs", "sampling_rate", "sample_rate")
 _UNIT_COLUMNS = ("unit", "units")
 _PATIENT_COLUMNS = ("patient", "patient_id", "patient_key", "subject_id")
 _ITEM_COLUMNS = ("item", "exam")
+_NUM_NAMED = 3
 MANY = "::"
-"""Stands between a file and the recording in it, where it holds many."""
+"""Separates a file and the recording in it, where it holds many."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +76,33 @@ class RecordReference:
 
 @dataclass(frozen=True)
 class FoundRecords:
-    """The recordings that `input=` means, and how it was understood."""
+    """The recordings that `input=` means, and how it was understood.
+
+    Attributes:
+        records: In order of their names.
+        summary: Of what was found, in a sentence.
+        not_read: Name and reason of every file that was left out.
+    """
 
     records: tuple[RecordReference, ...]
     summary: str
-    num_left_out: int = 0
+    not_read: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @property
+    def in_words(self) -> str:
+        """The summary under its earlier name, which scripts of users may hold."""
+        return self.summary
+
+    @property
+    def num_left_out(self) -> int:
+        """Files that were left out, hidden ones not counted."""
+        return sum(reason != _HIDDEN for _, reason in self.not_read)
+
+
+_HIDDEN = "hidden"
 
 
 def find_records(pattern: str, options: InputOptions | None = None) -> FoundRecords:
@@ -99,16 +121,14 @@ def find_records(pattern: str, options: InputOptions | None = None) -> FoundReco
     if any(mark in pattern for mark in "*?[") and not path.exists():
         # Path.glob takes no absolute pattern.
         found = (Path(item) for item in glob.glob(pattern, recursive=True))  # noqa: PTH207
-        return _of_files((item for item in found if item.is_file()), options, f"glob {pattern}")
+        return _of_files((item for item in found if not item.is_dir()), options, f"glob {pattern}")
     if path.is_file() and path.suffix.lower() in _TABLE_SUFFIXES:
         return _of_table(path, options)
-    record = path.with_suffix("") if path.suffix in wfdb_files.FORMAT.suffixes else path
-    if record.with_name(record.name + ".hea").is_file():
-        return _found([_reference(record, "", options, many=False)], f"WFDB record {pattern}")
+    if (header := wfdb_files.header_of(path)) is not None:
+        return _found([_wfdb(header, options)], f"WFDB record {pattern}")
     if not path.is_file():
-        raise UserError(
-            f"input={pattern!r} is no file, no folder, no glob and no WFDB record (no .hea file)."
-        )
+        kind = "not a regular file" if path.exists() else "neither a file, a folder nor a glob"
+        raise UserError(f"input={pattern!r} is {kind}, and no WFDB record (no .hea file).")
     if identify(path) is None:
         known = "; ".join(f"{item.name} ({', '.join(item.suffixes)})" for item in FORMATS)
         raise UserError(f"{pattern} is in none of the known formats: {known}.")
@@ -119,59 +139,126 @@ def find_records(pattern: str, options: InputOptions | None = None) -> FoundReco
     return _found(references, f"{what} in {pattern} ({found_format.name})")
 
 
-def _found(references: Sequence[RecordReference], how: str, left_out: int = 0) -> FoundRecords:
-    return FoundRecords(tuple(references), f"input: {how}", left_out)
+def _found(
+    references: Sequence[RecordReference], how: str, not_read: Sequence[tuple[str, str]] = ()
+) -> FoundRecords:
+    return FoundRecords(tuple(references), f"input: {how}", tuple(not_read))
+
+
+def _wfdb(header: Path, options: InputOptions) -> RecordReference:
+    """Return the reference to a record, which is called like its header without the suffix."""
+    return RecordReference(str(header.with_suffix("")), header, "", options)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    for path in folder.rglob("*"):
-        if path.is_file() and not any(part.startswith(".") for part in path.parts[-1:]):
-            yield path
+    """Yield every file below a folder; a linked folder is followed once."""
+    seen: set[tuple[int, int]] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        info = Path(place).stat()
+        if (info.st_dev, info.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((info.st_dev, info.st_ino))
+        folders.sort()
+        yield from (Path(place) / name for name in sorted(names))
 
 
 def _of_files(paths: Iterable[Path], options: InputOptions, how: str) -> FoundRecords:
-    records: set[Path] = set()
+    headers: set[Path] = set()
+    signals: dict[Path, list[Path]] = {}
     others: list[Path] = []
-    left_out = 0
+    not_read: list[tuple[str, str]] = []
     for path in paths:
-        suffix = path.suffix.lower()
         if PARTIAL_MARK in path.name:
             continue
-        if suffix in wfdb_files.FORMAT.suffixes:
-            # A record is what has a header, or claims to be one.
-            records.add(path.with_suffix(""))
-        elif _is_ecg(path):
+        suffix = path.suffix.lower()
+        if path.name.startswith("."):
+            not_read.append((str(path), _HIDDEN))
+        elif not path.is_file():
+            link = path.is_symlink() and not path.exists()
+            not_read.append((str(path), "a broken link" if link else "not a regular file"))
+        elif suffix == ".hea":
+            headers.add(path)
+        elif suffix in wfdb_files.SUFFIXES:
+            header = wfdb_files.header_of(path)
+            if header is not None:
+                headers.add(header)
+            else:
+                signals.setdefault(path.parent, []).append(path)
+        elif (reason := _why_not(path)) is None:
             others.append(path)
         else:
-            left_out += 1
-    references = [_reference(path, "", options, many=False) for path in records]
+            not_read.append((str(path), reason))
+    references = [_wfdb(header, options) for header in headers]
+    for folder, files in signals.items():
+        # A header may name files of other stems; one that no header names is rejected by name.
+        named = _named_in_headers(header for header in headers if header.parent == folder)
+        references += [
+            _reference(path, "", options, many=False) for path in files if path.name not in named
+        ]
     for path in others:
         references.extend(_expanded(path, options))
+    counted = _summary_of(not_read)
     if not references:
         suffixes = ", ".join(suffix for item in FORMATS for suffix in item.suffixes)
         raise UserError(
-            f"{how} finds no recording ({suffixes}). Quote a glob for the shell and for Hydra: "
-            "input='\"folder/**/*.hea\"'."
+            f"{how} finds no recording ({suffixes}){counted}. Quote a glob for the shell and for "
+            "Hydra: input='\"folder/**/*.hea\"'."
         )
     references.sort(key=lambda item: item.name)
-    files = len(records) + len(others)
-    counted = f"{len(references):,} recordings in {files:,} files of {how}"
-    if left_out:
-        counted += f"; {left_out:,} other files are no ECGs and were left out"
-    return _found(references, counted, left_out)
+    num_files = len({item.path for item in references})
+    return _found(
+        references,
+        f"{len(references):,} recordings in {num_files:,} files of {how}{counted}",
+        sorted(not_read),
+    )
 
 
-def _is_ecg(path: Path) -> bool:
+def _summary_of(not_read: Sequence[tuple[str, str]]) -> str:
+    """Return how many files were left out for which reason, with the names of the first."""
+    reasons = Counter(reason for _, reason in not_read)
+    num_hidden = reasons.pop(_HIDDEN, 0)
+    parts = []
+    for reason, count in reasons.most_common():
+        names = [Path(name).name for name, why in not_read if why == reason]
+        more = ", ..." if count > _NUM_NAMED else ""
+        parts.append(f"{count:,} {reason} ({', '.join(names[:_NUM_NAMED])}{more})")
+    text = f"; {reasons.total():,} other files were not read: {'; '.join(parts)}" if parts else ""
+    return text + (f"; {num_hidden:,} hidden files" if num_hidden else "")
+
+
+def _named_in_headers(headers: Iterable[Path]) -> set[str]:
+    """Return the names of the signal files that headers refer to."""
+    names: set[str] = set()
+    for header in headers:
+        try:
+            names |= {signal.file_name for signal in read_header(header).signals}
+        except RejectedRecordError:
+            continue  # its own rejection says why
+    return names
+
+
+def _why_not(path: Path) -> str | None:
+    """Return why a file of a folder is not a recording, None where it is one or claims to be."""
     suffix = path.suffix.lower()
     if suffix in _NOT_ECGS:
-        return False
+        return f"{suffix}, which is not read"
     if suffix in _AMBIGUOUS:
         head = first_bytes(path)
-        return any(item.recognises(head) for item in FORMATS if suffix in item.suffixes)
+        if any(item.recognises(head) for item in FORMATS if item.suffixes):
+            return None
+        if suffix in _TABLE_SUFFIXES:
+            how = layout(head)
+            if how is None:
+                return "text without a table" if head else "empty"
+            return "list of files" if how.is_list else "text without samples"
+        return f"{suffix} of a kind that is not read"
     if any(suffix in item.suffixes for item in FORMATS):
-        return True
-    found = identify(path)  # such as DICOM, whose files often have no suffix
-    return found is not None
+        return None
+    # Such as DICOM, whose files often have no suffix.
+    if identify(path) is not None:
+        return None
+    return f"{suffix or 'file without a suffix'} in none of the known formats"
 
 
 def _reference(path: Path, item: str, options: InputOptions, many: bool) -> RecordReference:
@@ -188,7 +275,7 @@ def _expanded(path: Path, options: InputOptions) -> Iterator[RecordReference]:
 def _of_table(path: Path, options: InputOptions) -> FoundRecords:
     how = layout(first_bytes(path))
     if how is None:
-        raise UserError(f"{path} is empty or no text.")
+        raise UserError(f"{path} is empty or not a text file.")
     # Records are often called by numbers (100.hea): then their being there decides.
     if how.path_cell is not None and (how.is_list or _exists(path, how.path_cell[1])):
         return _of_list(path, how, how.path_cell[0], options)
@@ -209,7 +296,11 @@ def _of_table(path: Path, options: InputOptions) -> FoundRecords:
 
 def _exists(table: Path, named: str) -> bool:
     candidates = (table.parent / named, Path(named))
-    return any(p.is_file() or p.with_name(p.name + ".hea").is_file() for p in candidates if named)
+    return any(map(_is_there, candidates)) if named else False
+
+
+def _is_there(path: Path) -> bool:
+    return path.is_file() or wfdb_files.header_of(path) is not None
 
 
 def _of_list(path: Path, how: Layout, column: str | None, options: InputOptions) -> FoundRecords:
@@ -248,10 +339,8 @@ def _of_list(path: Path, how: Layout, column: str | None, options: InputOptions)
             raise UserError(f"{path} line {number}: {error}") from error
         # As the list's own folder sees it, else as the command does.
         file = path.parent / named
-        if not _exists(path, named) or not (
-            file.is_file() or file.with_name(file.name + ".hea").is_file()
-        ):
-            file = Path(named) if _exists(Path(), named) else file
+        if not _is_there(file) and _is_there(Path(named)):
+            file = Path(named)
         items = (item,) if item else list_items(file)
         for each in items:
             name = f"{named}{MANY}{each}" if len(items) > 1 or item else named

@@ -94,7 +94,7 @@ def test_mistakes_in_a_list_name_the_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="line 3: column 'file' names no file"):
         find_records(str(listed))
     listed.write_text("file,unit\na.npy,bananas\n")
-    with pytest.raises(UserError, match=r"line 2: input_unit='bananas' is no voltage"):
+    with pytest.raises(UserError, match=r"line 2: input_unit='bananas' is not a voltage"):
         find_records(str(listed))
     (tmp_path / "x.pdf").write_bytes(b"%PDF")
     with pytest.raises(UserError, match="none of the known formats: WFDB"):

@@ -129,7 +129,7 @@ def test_damaged_tables_are_rejected(ecg: np.ndarray, tmp_path: Path) -> None:
     path.write_text("I,II\n")
     assert "no rows" in rejection(path, MV)
     path.write_text("")
-    assert "no table" in rejection(path, MV)
+    assert "not a table" in rejection(path, MV)
     path.write_text("path\na.dcm\nb.dcm\n")
     assert "a list of files" in rejection(path, MV)
 

@@ -15,19 +15,21 @@ from ecgfounder_train.inference.inputs.reading import SourceRecord
 from ecgfounder_train.inference.remarks import Remark, WarningCode
 from ecgfounder_train.records import EcgRecord
 
-_TOLERANCE_MV = 0.011
-"""Two steps of 5 microvolts, the coarsest usual resolution, and one of rounding."""
+_TOLERANCE_MV = 1e-3
 _MIN_LEVEL_MV, _MAX_LEVEL_MV = 0.2, 5.0
 _MIN_PULSE_S, _MAX_PULSE_S = 0.05, 1.0
-_LONGEST_S = 3.0
-"""Of the pulse with its zeros; what is longer is a record, not a mark at its end."""
+_MAX_ZEROS_S = 2.0
+"""Between the pulse and the end of the strip."""
+_INNER_ZEROS_S = 0.1
+"""Removed before the pulse; more only where as many follow it (an ECG may be zero there, too)."""
+_NUM_EDGE_SAMPLES = 3
 
 
 def without_calibration_pulse(source: SourceRecord) -> SourceRecord:
     """Return the recording without a calibration pulse at its start or end, and what was removed.
 
-    A pulse is where all leads have the same value, zero or one constant level, with one or two
-    plateaus of 0.05 to 1 s. The zeros around it go with it.
+    A pulse is a plateau of 0.05 to 1 s at which all leads have the same constant value. The zeros
+    behind it, and as many before it, go with it.
     """
     record = source.signal
     if not isinstance(record, EcgRecord):
@@ -49,28 +51,36 @@ def without_calibration_pulse(source: SourceRecord) -> SourceRecord:
 
 def _pulse_samples(signal: NDArray[np.float32], fs: float) -> int:
     """Return the number of samples from the start that are a calibration pulse, else 0."""
-    longest = min(round(_LONGEST_S * fs), signal.shape[1] // 2)
-    if longest < 2:
-        return 0
-    first = signal[:, :longest]
+    longest = round((_MAX_ZEROS_S + _MAX_PULSE_S + 1) * fs)
+    first = signal[:, : min(longest, signal.shape[1] // 2)]
+    shortest = max(round(_MIN_PULSE_S * fs), 2)
     lead = first[0]
-    high = np.flatnonzero(np.abs(lead) > _TOLERANCE_MV)
-    if not len(high):
+    equal = np.ptp(first, axis=0) <= _TOLERANCE_MV  # NaN is not
+    zero = equal & (np.abs(lead) <= _TOLERANCE_MV)
+    outer = _run(zero, 0)
+    if outer > _MAX_ZEROS_S * fs:
         return 0
-    level = float(lead[high[0]])
-    at_level = np.abs(first - level).max(axis=0) <= _TOLERANCE_MV
-    at_zero = np.abs(first).max(axis=0) <= _TOLERANCE_MV
-    outside = np.flatnonzero(~(at_level | at_zero))  # NaN is outside
-    length = int(outside[0]) if len(outside) else longest
-    plateau = at_level[:length]
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], plateau, [False]]).astype(np.int8)))
-    runs = edges[1::2] - edges[::2]
-    is_pulse = (
-        _MIN_LEVEL_MV <= level <= _MAX_LEVEL_MV
-        and len(outside) > 0
-        and 1 <= len(runs) <= 2
-        and bool((runs >= _MIN_PULSE_S * fs).all() and (runs <= _MAX_PULSE_S * fs).all())
-        # One lead alone may well be clipped: only zeros on both sides make that a pulse.
-        and (len(signal) > 1 or (at_zero[0] and at_zero[length - 1]))
-    )
-    return length if is_pulse else 0
+    for start in range(outer, outer + _NUM_EDGE_SAMPLES + 1):
+        if start + shortest >= first.shape[1] or not equal[start]:
+            return 0
+        level = float(lead[start])
+        length = _run(equal & (np.abs(lead - level) <= _TOLERANCE_MV), start)
+        if length >= shortest:
+            break
+    else:
+        return 0
+    if not (_MIN_LEVEL_MV <= level <= _MAX_LEVEL_MV and length <= _MAX_PULSE_S * fs):
+        return 0
+    end = start + length
+    edge = next((n for n in range(_NUM_EDGE_SAMPLES + 1) if zero[end + n : end + n + 1].any()), 0)
+    inner = _run(zero, end + edge)
+    # One lead alone may well be clipped: only zeros on both sides make that a pulse.
+    if len(signal) == 1 and not (outer and inner):
+        return 0
+    return end + edge + min(inner, max(outer, round(_INNER_ZEROS_S * fs)))
+
+
+def _run(flags: NDArray[np.bool_], start: int) -> int:
+    """Return how many flags from `start` on are true without a break."""
+    stop = np.flatnonzero(~flags[start:])
+    return int(stop[0]) if len(stop) else len(flags) - start

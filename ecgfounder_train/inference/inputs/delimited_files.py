@@ -86,11 +86,11 @@ def read(path: Path, item: str, options: InputOptions) -> SourceRecord:
     fs = how.stated.fs
     if fs is None and len(rates):
         fs = float(rates[0])
-    clocks = [
-        (replace(described[number], unit="s") if is_clock(_cell(how, number)) else described[number],
-         each)
-        for number, each in times.items()
-    ]  # fmt: skip
+    clocks = []
+    for number, each in times.items():
+        column = described[number]
+        is_seconds = is_clock(_cell(how, number))  # converted
+        clocks.append((replace(column, unit="s") if is_seconds else column, each))
     fs = _rate(fs, clocks, options, remarks)
     return _recording(how, [described[number] for number in columns.leads], values, fs, options,
                       remarks)  # fmt: skip
@@ -132,9 +132,7 @@ def _recording(
         names = [how.stated.lead] if how.stated.lead and len(leads) == 1 else None
         # Without names the longer side is the time.
         table = values.T if names else values
-        return from_array(
-            table, options, names=names, fs=fs, unit=how.stated.unit, remarks=remarks
-        )
+        return from_array(table, options, names=names, fs=fs, unit=how.stated.unit, remarks=remarks)
     units = [column.unit or how.stated.unit for column in leads]
     names = [column.name for column in leads]
     if all(name.isdigit() for name in names):

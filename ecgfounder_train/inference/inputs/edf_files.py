@@ -142,9 +142,7 @@ def _header(head: bytes) -> _Header:
         signals.append(_Signal(label, *stated, samples, first))
         first += samples
     if record_s <= 0:
-        raise RejectedRecordError(
-            RejectReason.BAD_SAMPLING_RATE, f"data records of {record_s:g} s"
-        )
+        raise RejectedRecordError(RejectReason.BAD_SAMPLING_RATE, f"data records of {record_s:g} s")
     return _Header(
         tuple(signals),
         256 * (count + 1),
@@ -200,10 +198,12 @@ def _leads(header: _Header, options: InputOptions) -> tuple[list[_Signal], list[
         if not lead.is_voltage and options.unit is None:
             raise RejectedRecordError(
                 RejectReason.UNKNOWN_UNITS,
-                f"signal {lead.label[:16]} is in {lead.unit or 'no unit'}; give input_unit=uV or mV",
+                f"signal {lead.label[:16]} is in {lead.unit or 'no unit'}; "
+                "give input_unit=uV or mV",
             )
     others = [
-        f"signal {s.label[:16]} ({s.unit or 'no unit'}, {s.samples_per_record / header.record_s:g} Hz)"
+        f"signal {s.label[:16]} ({s.unit or 'no unit'}, "
+        f"{s.samples_per_record / header.record_s:g} Hz)"
         for s in signals
         if s not in leads
     ]
@@ -269,7 +269,9 @@ def _windowed(
             width = inside.stop - inside.start
             for row, lead in enumerate(leads):
                 place = lead.first
-                signal[row, to : to + width] = data[number, place + inside.start : place + inside.stop]
+                signal[row, to : to + width] = data[
+                    number, place + inside.start : place + inside.stop
+                ]
         signal *= gains[:, None]
         signal += offsets[:, None]
         return signal

@@ -61,10 +61,12 @@ def items(path: Path) -> Sequence[str]:
         content = _Content(file)
         names: list[str] = []
         for name, data in content.signals.items():
-            many = len(data.shape) == 3
-            names.extend(f"{name}/{number}" for number in range(data.shape[0])) if many else (
+            if len(data.shape) == 2:
                 names.append(name)
-            )
+            elif len(names) + data.shape[0] > MAX_RECORDINGS:
+                raise too_large(f"{data.shape[0]} recordings in one file")
+            else:
+                names.extend(f"{name}/{number}" for number in range(data.shape[0]))
         names.extend(content.groups)
         if not names:
             raise unreadable(content.nothing_found())
@@ -224,7 +226,9 @@ def _metadata(
     """
     parts = name.split("/")
     places = [content.file[name]]
-    places += [content.file["/".join(parts[:depth]) or "/"] for depth in range(len(parts) - 1, -1, -1)]
+    places += [
+        content.file["/".join(parts[:depth]) or "/"] for depth in range(len(parts) - 1, -1, -1)
+    ]
     stated: list[dict[str, Any]] = []
     for node in places:
         stated.append({str(key).lower(): node.attrs[key] for key in _readable(node)})

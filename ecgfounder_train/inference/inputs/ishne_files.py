@@ -97,6 +97,4 @@ def _checksum(head: bytes, variable_bytes: int) -> list[Remark]:
     return [Remark(WarningCode.CHECKSUM, "the header's checksum does not match its content")]
 
 
-FORMAT = InputFormat(
-    "ISHNE Holter", (".ecg",), lambda head: head.startswith(_MAGIC), read
-)
+FORMAT = InputFormat("ISHNE Holter", (".ecg",), lambda head: head.startswith(_MAGIC), read)

@@ -112,9 +112,7 @@ def _from_archive(archive: zipfile.ZipFile, item: str, options: InputOptions) ->
         [
             f"array {other} of shape {headers[other].shape}"
             for other in headers
-            if headers[other].is_signal
-            and len(headers[other].shape) > 1
-            and other not in found
+            if headers[other].is_signal and len(headers[other].shape) > 1 and other not in found
         ]
     )
     if name == _SINGLE_LEADS:
@@ -126,9 +124,7 @@ def _from_archive(archive: zipfile.ZipFile, item: str, options: InputOptions) ->
         values = array[place] if array.ndim == 3 else array
         names = texts_in(_metadata(archive, headers, LEAD_NAMES))
     fs = number_in(rate) if rate is not None else None
-    return from_array(
-        values, options, names=names, fs=fs, unit=texts_in(units), remarks=remarks
-    )
+    return from_array(values, options, names=names, fs=fs, unit=texts_in(units), remarks=remarks)
 
 
 def _recordings(headers: dict[str, _Header]) -> list[tuple[str, tuple[int, ...]]]:
@@ -175,7 +171,7 @@ def _header(handle: IO[bytes], num_bytes: int) -> _Header:
     shape, _, dtype = reader(handle)
     header = _Header(tuple(shape), dtype)
     if dtype.hasobject:
-        raise unreadable("the array holds Python objects, which are never loaded")
+        raise unreadable("the array is pickled, and nothing pickled is ever loaded")
     if any(size < 0 for size in shape) or header.num_bytes > num_bytes:
         raise unreadable(f"an array of shape {shape} does not fit into its {num_bytes} bytes")
     if 0 in shape and header.is_signal and len(shape) > 1:

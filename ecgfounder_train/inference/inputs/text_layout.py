@@ -28,7 +28,9 @@ COUNTERS = ("", "index", "sample", "samples", "sample #", "n", "column_1_index",
             "sample_number", "sample_index", "sample interval")  # fmt: skip
 _MISSING = ("", "na", "nan", "null", "-")
 _CLOCK = re.compile(r"\[?\d{1,3}:\d{2}(?::\d{2})?(?:[.,]\d+)?\]?")
-_DATE_TIME = re.compile(r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}:\d{2}(?:[.,]\d+)?\s*(?:Z|[+-]\d\d:?\d\d)?")
+_DATE_TIME = re.compile(
+    r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}:\d{2}(?:[.,]\d+)?\s*(?:Z|[+-]\d\d:?\d\d)?"
+)
 _CLOCK_UNIT = re.compile(r"h+:m+(?::s+)?(?:[.,]\w+)?", re.I)
 _BRACKETED = re.compile(r"^(.*?)[\s_,]*[\[({]\s*([^\])}]*?)\s*[\])}]$")
 _UNIT_ENDING = re.compile(
@@ -53,6 +55,7 @@ _VOLTS_PER_STEP = re.compile(
     r"([a-z]*volts?|[munµμ]?v)\s*(?:/|per)\s*(?:digit|adu|adc|count|lsb|bit|unit|step)", re.I
 )
 _LEAD_AT_END = re.compile(r"^(\D*?)\s*\b(III|II|I|aV[RLF]|V[1-6])$")
+_LEAD_KEY = re.compile(r"lead|ableitung|d[eé]riv|channel|kanal", re.I)
 _NUM_PROBED = 20
 
 
@@ -173,11 +176,8 @@ def is_clock(text: str) -> bool:
 
 def split(line: str, separator: str) -> tuple[str, ...]:
     """Return the cells of a line without quotes and blanks."""
-    if separator == " ":
-        cells = line.split()
-    else:
-        cells = next(csv.reader([line], delimiter=separator), [])
-    return tuple(cell.strip().strip("\"'").strip() for cell in cells)
+    found = [line.split()] if separator == " " else csv.reader([line], delimiter=separator)
+    return tuple(cell.strip().strip("\"'").strip() for cell in next(iter(found), []))
 
 
 def decode(head: bytes) -> str | None:
@@ -205,10 +205,13 @@ def layout(head: bytes) -> Layout | None:
     rows = [(place, line) for place, line in lines if not line.lstrip().startswith("#")]
     if not rows:
         return None
+    as_list = _table_of_text(rows)
+    if as_list.is_list:
+        return as_list
     separator = _separator(rows[-1][1])
     start = _first_values(rows, separator)
     if start is None:
-        return _table_of_text(rows)
+        return as_list
     above = [line for _, line in rows[:start]]
     stated = _stated([*comments, *above])
     values = [line for _, line in rows[start : start + _NUM_PROBED]]
@@ -237,9 +240,11 @@ def _first_values(rows: Sequence[tuple[int, str]], separator: str) -> int | None
     for least in (1.0, 0.5):
         for start in range(len(rows)):
             probe = [_trimmed(split(line, separator)) for _, line in rows[start : start + 3]]
+            if start > 2 and len(probe) < 2:
+                break  # one row of numbers below text is not a table
             if all(
                 cells
-                and (len(cells) == width or least == 1.0 and start + 3 >= len(rows))
+                and (len(cells) == width or (least == 1.0 and start + 3 >= len(rows)))
                 and _numeric_part(cells) >= least
                 and (is_number(cells[0]) or is_clock(cells[0]))
                 and any(cell.lower() not in _MISSING for cell in cells)
@@ -360,7 +365,9 @@ def _is_numbered_head(rows: Sequence[tuple[str, ...]]) -> bool:
         return False
     if len(cells) > 2:
         return True
-    values = [cell for row in rows[1:] for cell in row[-len(cells) :] if cell.lower() not in _MISSING]
+    values = [
+        cell for row in rows[1:] for cell in row[-len(cells) :] if cell.lower() not in _MISSING
+    ]
     return all("." in cell or "," in cell for cell in values)
 
 
@@ -386,17 +393,17 @@ def _stated(lines: Sequence[str]) -> Stated:
             unit = unit or value
         elif len(value) > 1 and not re.search(r"\d", value) and millivolts_per(value):
             unit = unit or value  # the key may be in any language
-        if (found := _LEAD_AT_END.match(value)) and (
-            not found[1] or found[1].strip().lower() in (key.strip().lower(), "lead")
-        ):
-            lead = lead or canonical_lead(found[2])
+        if found := _LEAD_AT_END.match(value):
+            before = found[1].strip().lower()  # ``Lead,Lead I``, ``Ableitung: Ableitung I``
+            if before in (key.lower(), "lead") if before else _LEAD_KEY.search(key):
+                lead = lead or canonical_lead(found[2])
     if fs is None and len(set(hertz)) == 1:
         fs = hertz[0]
     return Stated(fs, unit, lead)
 
 
 def _step_size(text: str, number: float) -> str | None:
-    """Return the unit of a converter's steps that a gain or a resolution states, as ``0.001 mV``."""
+    """Return the size of a converter's step that a gain or a resolution states: ``0.001 mV``."""
     if found := _PER_MILLIVOLT.search(text):
         size = millivolts_per(found[1])
         return f"{size / number:.9g} mV" if size else None

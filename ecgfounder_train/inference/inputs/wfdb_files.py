@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ecgfounder_train.core.errors import RejectedRecordError, RejectReason
 from ecgfounder_train.inference.inputs.reading import (
     InputFormat,
     InputOptions,
@@ -27,7 +28,13 @@ def header_of(path: Path) -> Path | None:
 
 
 def read(path: Path, item: str, options: InputOptions) -> SourceRecord:
-    """Return the record whose header or signal file lies at `path`."""
+    """Return the record of a header or signal file."""
+    if header_of(path) is None and path.suffix.lower() in SUFFIXES[1:] and path.is_file():
+        raise RejectedRecordError(
+            RejectReason.MISSING_HEADER,
+            f"a {path.suffix.lower()} file is read with its header (.hea) beside it, which is "
+            "absent; without one, save the signal as .npy, .npz or .csv",
+        )
     record = read_record(path)
     units: list[str | None] = [None] * len(record.lead_names)
     if options.unit is not None:

@@ -89,6 +89,11 @@ class _Recording:
     def seconds(self) -> float:
         return sum(part.seconds for part in self.parts)
 
+    @property
+    def size(self) -> tuple[float, int]:
+        """What the longest is chosen by; of two of one length, the one with more samples."""
+        return round(self.seconds, 2), sum(part.num_samples for part in self.parts)
+
 
 def items(path: Path) -> Sequence[str]:
     """Return the number of each rhythm recording, one empty name where there is one."""
@@ -104,7 +109,7 @@ def read(path: Path, item: str, options: InputOptions) -> SourceRecord:
             raise unreadable("the recording that was asked for is not in the file")
         chosen = found[int(item)]
     else:
-        chosen = max(found, key=lambda recording: recording.seconds)
+        chosen = max(found, key=lambda recording: recording.size)
         others = [
             *others,
             *(
@@ -115,7 +120,9 @@ def read(path: Path, item: str, options: InputOptions) -> SourceRecord:
             ),
         ]
     record, units = _joined(chosen, options)
-    return with_options(record, units, options, [*left_out([*others, *chosen.others]), *chosen.notes])
+    return with_options(
+        record, units, options, [*left_out([*others, *chosen.others]), *chosen.notes]
+    )
 
 
 def _recordings(path: Path) -> tuple[list[_Recording], list[str]]:
@@ -136,20 +143,26 @@ def _recordings(path: Path) -> tuple[list[_Recording], list[str]]:
 
 def _parsed(path: Path) -> Any:
     try:
+        from ecgdatakit.exceptions import CorruptedFileError
         from ecgdatakit.parsing.helpers.xml import parse_xml_root
     except ImportError as error:
         raise UserError(
             "aECG and MUSE XML files need the package ecgdatakit: pip install ecgdatakit."
         ) from error
-    return parse_xml_root(regular_file_bytes(path))
+    try:
+        return parse_xml_root(regular_file_bytes(path))
+    except CorruptedFileError as error:
+        raise unreadable(str(error)[:100]) from None
 
 
 def _aecg(root: Any) -> tuple[list[_Recording], list[str]]:
     found: list[_Recording] = []
     others: list[str] = []
     for series in root.findall("component/series"):
-        for derived in series.findall("derivation/derivedSeries"):
-            others.append(_aecg_named(derived, "derived series"))
+        others += [
+            _aecg_named(derived, "derived series")
+            for derived in series.findall("derivation/derivedSeries")
+        ]
         if _code(series).upper() == "REPRESENTATIVE_BEAT":
             others.append(_aecg_named(series, "average beat"))
             continue
@@ -233,7 +246,7 @@ def _time_of(text: str, unit: str) -> datetime | float | None:
     """Return an HL7 time stamp, or a relative time in seconds; None where it is neither."""
     digits = re.fullmatch(r"(\d{14})(?:\.(\d{1,6})\d*)?(?:[+-]\d{4})?", text.strip())
     if digits:
-        moment = datetime.strptime(digits[1], "%Y%m%d%H%M%S")  # noqa: DTZ007
+        moment = datetime.strptime(digits[1], "%Y%m%d%H%M%S")
         return moment.replace(microsecond=int((digits[2] or "0").ljust(6, "0")))
     number = number_in(text) if text else None
     return number * _SECONDS[unit] if number is not None and unit in _SECONDS else None
