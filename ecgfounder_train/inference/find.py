@@ -242,7 +242,7 @@ def _why_not(path: Path) -> str | None:
     """Return why a file of a folder is not a recording, None where it is one or claims to be."""
     suffix = path.suffix.lower()
     if suffix in _NOT_ECGS:
-        return f"{suffix}, which is not read"
+        return f"of type {suffix}"
     if suffix in _AMBIGUOUS:
         head = first_bytes(path)
         if any(item.recognises(head) for item in FORMATS if item.suffixes):

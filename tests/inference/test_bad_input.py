@@ -84,4 +84,4 @@ def test_a_folder_of_bad_input_is_predicted_to_its_end(official_file: Path, tmp_
     assert "input_unit=uV" in row("microvolts")["detail"]
     assert "II and III changed names" in row("swapped")["detail"]
     assert "10 records found = 5 predicted + 5 rejected (1 amplitude_beyond_limit" in total
-    assert "1 other files are no ECGs" in found
+    assert "1 other files were not read: 1 of type .pdf (letter.pdf)" in found
