@@ -15,7 +15,7 @@ places are refused, and sizes are checked before reading.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfounder_train.core.errors import RejectedRecordError, RejectReason
+from ecgfounder_train.core.untrusted import (
+    MAX_RECORDS_PER_FILE,
+    check_hdf5_dataset,
+    check_num_records,
+    hdf5_datasets,
+)
 from ecgfounder_train.inference.inputs.reading import (
     LEAD_NAMES,
     MAX_LEADS,
-    MAX_RECORDINGS,
     MAX_VALUES_IN_MEMORY,
     RATE_NAMES,
     UNIT_NAMES,
@@ -50,9 +55,7 @@ _AUGMENTED = {"aVR": (-0.5, -0.5), "aVL": (1.0, -0.5), "aVF": (-0.5, 1.0)}
 _USUAL_SWING = 10**0.5
 """Of a lead within a second: about 1 mV, or 10 in tenths of a millivolt."""
 _CLEARLY = 0.5
-_MAX_NODES = 200_000
 _MAX_CHUNK_VALUES = 1 << 26
-_MAX_METADATA_VALUES = MAX_RECORDINGS
 
 
 def items(path: Path) -> Sequence[str]:
@@ -63,9 +66,8 @@ def items(path: Path) -> Sequence[str]:
         for name, data in content.signals.items():
             if len(data.shape) == 2:
                 names.append(name)
-            elif len(names) + data.shape[0] > MAX_RECORDINGS:
-                raise too_large(f"{data.shape[0]} recordings in one file")
             else:
+                check_num_records(len(names) + data.shape[0])
                 names.extend(f"{name}/{number}" for number in range(data.shape[0]))
         names.extend(content.groups)
         if not names:
@@ -142,9 +144,11 @@ class _Content:
         self.signals: dict[str, Any] = {}
         self.groups: dict[str, dict[str, tuple[str, Any]]] = {}
         self.others: list[str] = []
-        for name, data in _data_sets(file):
+        for name, data in hdf5_datasets(file):
+            if data.external or data.is_virtual:
+                raise unreadable("a data set is stored in another file, which is refused")
             base = name.split("/")[-1]
-            if base.lower() in {*RATE_NAMES, *LEAD_NAMES, *UNIT_NAMES}:
+            if data.shape is None or base.lower() in {*RATE_NAMES, *LEAD_NAMES, *UNIT_NAMES}:
                 continue
             if data.dtype.kind in "iuf" and len(data.shape) in (2, 3) and math.prod(data.shape):
                 self.signals[name] = data
@@ -179,37 +183,14 @@ def _lead_of(name: str) -> tuple[str, str] | None:
     return None
 
 
-def _data_sets(file: Any) -> Iterator[tuple[str, Any]]:
-    """Yield name and data set of everything stored in the file itself.
-
-    Links are not followed (`visititems` follows hard links only, each object once).
-    """
-    import h5py
-
-    names: list[str] = []
-
-    def visit(name: str) -> bool | None:
-        names.append(name)
-        return True if len(names) > _MAX_NODES else None
-
-    file.visit(visit)
-    if len(names) > _MAX_NODES:
-        raise too_large(f"more than {_MAX_NODES} groups and data sets")
-    for name in names:
-        node = file[name]
-        if not isinstance(node, h5py.Dataset) or node.shape is None:
-            continue
-        if node.external or node.is_virtual:
-            raise unreadable("a data set is stored in another file, which is refused")
-        yield name, node
-
-
 def _values(data: Any, place: int | None) -> NDArray[Any]:
     """Return a data set's numbers, or those of one record, after a check of their size."""
     shape = data.shape if place is None else data.shape[1:]
     count = math.prod(shape)
     if count > MAX_VALUES_IN_MEMORY:
         raise too_large(f"{count} values")
+    if place is None:
+        check_hdf5_dataset(data)
     if data.chunks is not None and math.prod(data.chunks) > max(_MAX_CHUNK_VALUES, count):
         raise too_large(f"chunks of {math.prod(data.chunks)} values")
     if place is not None and not 0 <= place < data.shape[0]:
@@ -268,7 +249,7 @@ def _beside(group: Any) -> dict[str, Any]:
                     continue
                 node = group[spelled]
                 if isinstance(node, h5py.Dataset) and node.shape is not None:
-                    limit = _MAX_METADATA_VALUES if names is RATE_NAMES else MAX_LEADS
+                    limit = MAX_RECORDS_PER_FILE if names is RATE_NAMES else MAX_LEADS
                     if not (node.external or node.is_virtual) and node.size <= limit:
                         found[key] = node[()]
     return found

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from ecgfounder_train.core.untrusted import check_num_records
 from ecgfounder_train.inference.inputs.reading import (
     LEAD_NAMES,
-    MAX_RECORDINGS,
     MAX_VALUES_IN_MEMORY,
     RATE_NAMES,
     UNIT_NAMES,
@@ -176,8 +176,8 @@ def _header(handle: IO[bytes], num_bytes: int) -> _Header:
         raise unreadable(f"an array of shape {shape} does not fit into its {num_bytes} bytes")
     if 0 in shape and header.is_signal and len(shape) > 1:
         raise unreadable(f"an array of shape {shape} is empty")
-    if len(shape) == 3 and shape[0] > MAX_RECORDINGS:
-        raise too_large(f"{shape[0]} recordings in one array")
+    if len(shape) == 3:
+        check_num_records(shape[0])
     return header
 
 

@@ -22,8 +22,6 @@ HEAD_BYTES = 1 << 16
 EIGHT_LEADS = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")
 """The leads an electrocardiograph measures; the other four are computed from I and II."""
 MAX_LEADS = 64
-MAX_RECORDINGS = 2_000_000
-"""Recordings listed from one file; a file that claims more is damaged or hostile."""
 MAX_VALUES_IN_MEMORY = 1 << 27
 """0.5 GB as float32. Longer signals are read in windows, where their format allows it."""
 RATE_NAMES = ("fs", "sampling_rate", "sample_rate", "sampling_frequency", "samplingrate",
