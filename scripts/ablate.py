@@ -1,18 +1,10 @@
 """A grid of ordinary runs that differ in one thing, and what the difference is. See --help."""
 
-import sys
 from typing import Any
 
 from ecgfounder_train import app
 
 WORDS = ("run", "list", "report", "table", "sweep")
-
-
-def leading_word() -> str | None:
-    """Take what to do out of the command line, where it comes first."""
-    if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-"):
-        return sys.argv.pop(1)
-    return None
 
 
 def main(config: dict[str, Any]) -> int:
@@ -39,7 +31,7 @@ def main(config: dict[str, Any]) -> int:
     return run_ablation(config) if WORD == "run" else list_members(config)
 
 
-WORD = leading_word()
+WORD = app.leading_word()
 
 if __name__ == "__main__":
     app.run("ablate", main)

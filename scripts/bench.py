@@ -1,18 +1,10 @@
 """The reference and ours side by side: a table, and last a JSON line. See --help."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from ecgfounder_train import app
-
-
-def leading_word() -> str | None:
-    """Take the benchmark's name out of the command line, where it comes first."""
-    if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-"):
-        return sys.argv.pop(1)
-    return None
 
 
 def main(config: dict[str, Any]) -> None:
@@ -34,7 +26,7 @@ def main(config: dict[str, Any]) -> None:
     print(line, flush=True)
 
 
-NAME = leading_word()
+NAME = app.leading_word()
 
 if __name__ == "__main__":
     app.run("bench", main)

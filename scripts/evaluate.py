@@ -7,7 +7,7 @@ from ecgfounder_train import app
 
 def main(config: dict[str, Any]) -> None:
     """Evaluate one run, or compare several."""
-    from ecgfounder_train.evaluation.session import evaluate
+    from ecgfounder_train.evaluation.run import evaluate
 
     print(f"Report: {evaluate(config)}")
 

@@ -41,6 +41,7 @@ from ecgfounder_train.figures import (
     rate_figure,
     size_figure,
 )
+from ecgfounder_train.labels.groups import in_group
 from ecgfounder_train.metrics import clusters_from_keys
 from ecgfounder_train.weights.trained_model import choose_device
 
@@ -122,7 +123,7 @@ def write_report(
     """Write the page and its table, print the paragraph, and return the page's path."""
     first = results.finished[0].predictions
     clusters = clusters_from_keys(first.patient_key, first.record_key)
-    chosen = _headline_labels(results.finished[0], config["group"])
+    chosen = in_group(results.finished[0].groups, config["group"])
     selections = {_HEADLINE: chosen, **_bands(first.targets, first.observed)}
     runs: dict[str, dict[str, list[Macro]]] = {name: {} for name in selections}
     members: dict[str, list[MemberResult]] = {}
@@ -201,18 +202,6 @@ _METHODS = (
     "count the bypassed BatchNorm; a training step counts as three forward passes.",
     "Hours are those of training on the machine the runs were made on, validations not counted.",
 )
-
-
-def _headline_labels(result: MemberResult, group: str | None) -> NDArray[np.bool_]:
-    if group is None:
-        return np.ones(len(result.predictions.labels), np.bool_)
-    chosen = np.array([name == group for name in result.groups])
-    if not chosen.any():
-        raise UserError(
-            f"group={group!r}: the vocabulary of these runs has no such group of labels."
-            + did_you_mean(group, {name for name in result.groups if name})
-        )
-    return chosen
 
 
 def _bands(targets: NDArray[np.uint8], observed: NDArray[np.uint8]) -> dict[str, NDArray[np.bool_]]:

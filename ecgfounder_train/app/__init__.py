@@ -32,7 +32,7 @@ from ecgfounder_train.core.interrupts import (
 )
 from ecgfounder_train.core.ranks import is_rank_zero, process_rank
 
-__all__ = ["CONFIGS", "choices", "compose_config", "manual_page", "run"]
+__all__ = ["CONFIGS", "choices", "compose_config", "leading_word", "manual_page", "run"]
 
 # What the machine refuses is never our mistake alone; the place that met it need not foresee it.
 _REFUSED = {
@@ -92,6 +92,13 @@ def run(verb: str, task: Task) -> NoReturn:
             sys.exit(1)
         run_under_hydra(verb, lambda composed: _guarded(verb, task, composed))
     sys.exit(_guarded(verb, task, lambda: compose_config(verb, arguments)))
+
+
+def leading_word() -> str | None:
+    """Take a script's leading word (`bench.py loader`) out of the command line."""
+    if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-"):
+        return sys.argv.pop(1)
+    return None
 
 
 def _guarded(verb: str, task: Task, composed: Callable[[], DictConfig]) -> int:

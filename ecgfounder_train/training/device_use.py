@@ -1,10 +1,6 @@
-"""How much of the device a run uses, and which code it runs: for metrics.csv and run.json."""
+"""How much of the device a run uses: columns of metrics.csv."""
 
-import shutil
-import subprocess
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -52,23 +48,3 @@ def known_peak_tflops(on_gpu: bool, precision: str) -> float | None:
         return None
     words = torch.cuda.get_device_name().replace("-", " ").split()
     return next((rate for name, rate in _PEAK_TFLOPS.items() if name in words), None)
-
-
-def git_state() -> dict[str, Any] | None:
-    """Return commit of the checkout this package runs from and whether it was changed since.
-
-    None where it is installed without one.
-    """
-    folder = Path(__file__).resolve().parents[2]
-    git = shutil.which("git")
-    if git is None or not (folder / ".git").exists():
-        return None
-    commit, changes = (
-        subprocess.run(
-            [git, "-C", str(folder), *words], capture_output=True, text=True, check=False
-        )
-        for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-    )
-    if commit.returncode:
-        return None
-    return {"commit": commit.stdout.strip(), "changed": bool(changes.stdout.strip())}

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 import torch.distributed
 
+from ecgfounder_train.core.checkout import git_state
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.fingerprints import machine_fingerprint
 from ecgfounder_train.core.progress import ProgressMeter
@@ -18,7 +19,7 @@ from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.loader.epoch_plan import Position
 from ecgfounder_train.settings.training import CheckpointSettings
 from ecgfounder_train.training.background import CheckpointWriter
-from ecgfounder_train.training.device_use import DeviceUse, git_state
+from ecgfounder_train.training.device_use import DeviceUse
 from ecgfounder_train.training.faults import FaultCounts
 from ecgfounder_train.training.metrics_log import MetricsLog
 from ecgfounder_train.training.module import PretrainModule

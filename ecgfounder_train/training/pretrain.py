@@ -12,11 +12,12 @@ import torch
 from omegaconf import OmegaConf
 
 from ecgfounder_train.core.commands import command
-from ecgfounder_train.core.errors import UserError, did_you_mean
+from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.core.fingerprints import fingerprint
 from ecgfounder_train.core.ranks import is_rank_zero, require_launch
 from ecgfounder_train.core.run_directory import COMMAND_MARK, RunDirectory
+from ecgfounder_train.labels.groups import in_group
 from ecgfounder_train.loader.cache import is_url, open_shards
 from ecgfounder_train.loader.datamodule import PretrainDataModule
 from ecgfounder_train.loader.epoch_plan import EpochPlan
@@ -347,7 +348,13 @@ def create_module(
         num_labels=len(manifest.labels),
         seed=config["seed"],
         average=WeightAverage(model, half_life) if half_life else None,
-        monitored=_monitored(manifest.vocabulary, config["budget"]["validate_group"]),
+        monitored=in_group(
+            manifest.vocabulary["groups"],
+            config["budget"]["validate_group"],
+            "budget.validate_group",
+        )
+        .nonzero()[0]
+        .tolist(),
         probe=ExternalProbe.from_config(config, shards, settings.world_size),
     )
     return module, facts
@@ -386,22 +393,6 @@ def _patients_fingerprint(data: DataSettings) -> dict[str, str]:
     if data.patient_fraction == 1.0:
         return {}
     return {"patients": fingerprint([data.patient_fraction, data.patient_seed])}
-
-
-def _monitored(vocabulary: Mapping[str, Any], group: str | None) -> list[int]:
-    """Return the labels of one group of the vocabulary, all of them for None."""
-    groups = list(vocabulary["groups"])
-    if group is None:
-        return list(range(len(groups)))
-    chosen = [index for index, name in enumerate(groups) if name == group]
-    if not chosen:
-        raise UserError(
-            f"budget.validate_group={group!r}: the vocabulary {vocabulary['name']} of these shards "
-            "has no such group of labels. Choose the shards= of a vocabulary that has it, or "
-            "budget.validate_group=null."
-            + did_you_mean(str(group), {name for name in groups if name})
-        )
-    return chosen
 
 
 def _check_resume(run: RunDirectory, resume: str, facts: RunFacts) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -12,8 +13,11 @@ from tiny_set import build, tiny_config
 
 from ecgfounder_train.app import compose_config
 from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.evaluation.evaluation import Evaluation
+from ecgfounder_train.evaluation.outcome import write_outcome
 from ecgfounder_train.evaluation.pooling import pool_windows
-from ecgfounder_train.evaluation.session import Evaluation, evaluate
+from ecgfounder_train.evaluation.run import evaluate
+from ecgfounder_train.evaluation.settings import EvaluationSettings
 from ecgfounder_train.metrics.predictions import Predictions, read_predictions
 from ecgfounder_train.training.pretrain import train
 from ecgfounder_train.weights.decisions import Decisions
@@ -32,6 +36,10 @@ def runs(tiny_shards, tmp_path_factory):
 def config_of(runs, *overrides):
     config = compose_config("evaluate", [f"paths.runs={runs}", "device=cpu", *overrides])
     return OmegaConf.to_container(config, resolve=True)
+
+
+def opened(config, name):
+    return Evaluation(EvaluationSettings.from_config(config), name)
 
 
 MAP = "label,ours,unobserved_if,justification\nNORM,fine,,said so\nMI,bad&old,bad,both words\n"
@@ -86,21 +94,23 @@ def test_own_shards_give_report_table_thresholds_and_page_of_mistakes(runs):
 
 def test_a_group_of_labels_is_reported_alone_with_the_numbers_of_the_whole(runs):
     evaluate(config_of(runs, "run=twelve", "split=val"))
-    evaluation = Evaluation(config_of(runs, "run=twelve", "split=val"), "twelve")
+    evaluation = opened(config_of(runs, "run=twelve", "split=val"), "twelve")
     whole = pl.read_csv(evaluation.folder / "report.csv")
     # The vocabulary has one group; another is made of two of its five labels.
-    groups = evaluation.shards.manifest.vocabulary["groups"]
+    groups = evaluation.target.shards.manifest.vocabulary["groups"]
     groups[1:3] = ["form|rhythm", "rhythm"]
     parts = {"rhythm": whole[1:3], "not:rhythm": whole[[0, 3, 4]], "form": whole[1:2]}
     evaluated = evaluation.evaluate()
     for group, expected in parts.items():
-        evaluation.config = {**evaluation.config, "group": group}
-        page = evaluation.write(evaluated)
+        asked = replace(evaluation.settings, group=group)
+        evaluation.settings = evaluation.target.settings = asked
+        page = write_outcome(evaluation, evaluated)
         assert page.parent.name == f"val-{group.replace(':', '_')}"
         found = pl.read_csv(page.parent / "report.csv")
         assert found.drop("group").equals(expected.drop("group"))
-    evaluation.config = {**evaluation.config, "group": "rythm"}
-    for act in (evaluation.evaluate, lambda: evaluation.write(evaluated)):
+    asked = replace(evaluation.settings, group="rythm")
+    evaluation.settings = evaluation.target.settings = asked
+    for act in (evaluation.evaluate, lambda: write_outcome(evaluation, evaluated)):
         with pytest.raises(UserError, match=r"group='rythm'.*form, rhythm, superclass"):
             act()
 
@@ -117,13 +127,13 @@ def test_shards_with_other_labels_are_refused_by_name(runs, tiny_shards, tmp_pat
 
 
 def test_thresholds_of_validation_are_applied_unchanged_and_go_with_their_checkpoint(runs):
-    first = Evaluation(config_of(runs, "run=twelve", "split=val"), "twelve")
+    first = opened(config_of(runs, "run=twelve", "split=val"), "twelve")
     fitted = first.decisions(first.evaluate())
-    on_test = Evaluation(config_of(runs, "run=twelve"), "twelve")
+    on_test = opened(config_of(runs, "run=twelve"), "twelve")
     assert on_test.decisions(on_test.evaluate()).thresholds == fitted.thresholds
     with pytest.raises(UserError, match="validation records only, not on test"):
         Decisions.fit(on_test.evaluate().predictions, "", "")
-    other = Evaluation(config_of(runs, "run=single"), "single")
+    other = opened(config_of(runs, "run=single"), "single")
     assert other.decisions(other.evaluate()).checkpoint != fitted.checkpoint
 
 
@@ -143,7 +153,7 @@ def test_foreign_records_are_read_mapped_pooled_and_reported(runs, foreign):
 
 def test_window_pooling_by_max_scores_no_record_lower_than_mean(runs, foreign):
     mean, largest = (
-        Evaluation(config_of(runs, "run=twelve", f"pool={how}", *foreign), "twelve")
+        opened(config_of(runs, "run=twelve", f"pool={how}", *foreign), "twelve")
         .evaluate()
         .predictions
         for how in ("mean", "max")
@@ -154,23 +164,23 @@ def test_window_pooling_by_max_scores_no_record_lower_than_mean(runs, foreign):
 
 def test_four_crops_are_the_mean_over_quarters(runs, tiny_shards):
     whole, crops = (
-        Evaluation(config_of(runs, "run=twelve", f"crops={n}"), "twelve").evaluate().predictions
+        opened(config_of(runs, "run=twelve", f"crops={n}"), "twelve").evaluate().predictions
         for n in (1, 4)
     )
     assert not np.allclose(whole.logits, crops.logits)
     with pytest.raises(UserError, match="crops=7 does not divide a window of 1000 samples"):
-        Evaluation(config_of(runs, "run=twelve", "crops=7"), "twelve").evaluate()
+        opened(config_of(runs, "run=twelve", "crops=7"), "twelve").evaluate()
 
 
 def test_twelve_leads_reduced_to_one_feed_the_single_lead_model_the_same(runs, foreign, tiny_set):
-    plain = Evaluation(config_of(runs, "run=single", *foreign), "single").trained
+    plain = opened(config_of(runs, "run=single", *foreign), "single").subject.trained
     reduced = plain.of_lead_i()
     assert reduced.profile.leads == ("I",)
     config = config_of(runs, "run=single", *foreign)
-    stored = Evaluation(config, "single").evaluate().predictions
+    stored = opened(config, "single").evaluate().predictions
     entries = tiny_set.shards.index
     rows = tiny_set.shards.rows("test")
-    direct = Evaluation(config_of(runs, "run=single", "pool=none"), "single").evaluate()
+    direct = opened(config_of(runs, "run=single", "pool=none"), "single").evaluate()
     assert len(direct.predictions) == len(rows) and len(entries) >= len(rows)
     columns = [direct.predictions.labels.index(label) for label in stored.labels]
     for logits in pool_windows(direct.predictions, "mean").logits[:, columns]:
@@ -187,7 +197,7 @@ def test_records_of_the_training_part_are_refused(runs, tiny_set, tmp_path):
     )
     shards = build(leaking, tiny_set.root, tmp_path / "leaking")
     with pytest.raises(UserError, match="training part also holds 1 patient of the evaluated set"):
-        Evaluation(config_of(runs, "run=twelve", f"shards={shards.folder}"), "twelve").evaluate()
+        opened(config_of(runs, "run=twelve", f"shards={shards.folder}"), "twelve").evaluate()
 
 
 def test_two_runs_are_compared_on_the_same_records_only(runs, foreign):
@@ -204,7 +214,7 @@ def test_two_runs_are_compared_on_the_same_records_only(runs, foreign):
 
 def test_averaged_runs_have_the_mean_of_their_logits_and_thresholds_of_their_own(runs, foreign):
     alone = {
-        name: Evaluation(config_of(runs, f"run={name}", "split=val"), name).evaluate().predictions
+        name: opened(config_of(runs, f"run={name}", "split=val"), name).evaluate().predictions
         for name in ("twelve", "single")
     }
     mean = (alone["twelve"].logits.astype(float) + alone["single"].logits) / 2
@@ -212,17 +222,21 @@ def test_averaged_runs_have_the_mean_of_their_logits_and_thresholds_of_their_own
     page = evaluate(config)
     assert page.parent.name == "val-mean_with_single"
     assert "Run twelve + single, val split" in page.read_text()
-    averaged = Evaluation(config, "twelve")
+    averaged = opened(config, "twelve")
     evaluated = averaged.evaluate()
     np.testing.assert_allclose(evaluated.predictions.logits, mean, atol=1e-5)
-    kept = sorted(path.name for path in averaged.checkpoint.parent.glob("*.calibration.json"))
+    kept = sorted(
+        path.name for path in averaged.subject.checkpoint.parent.glob("*.calibration.json")
+    )
     assert "mean_with_single.best.calibration.json" in kept
     own = averaged.decisions(evaluated)
-    on_test = Evaluation(config_of(runs, "run=twelve", "average=[single]"), "twelve")
+    on_test = opened(config_of(runs, "run=twelve", "average=[single]"), "twelve")
     assert on_test.decisions(on_test.evaluate()).thresholds == own.thresholds
-    outside = Evaluation(config_of(runs, "run=twelve", "average=[single]", *foreign), "twelve")
+    outside = opened(config_of(runs, "run=twelve", "average=[single]", *foreign), "twelve")
     found = outside.evaluate()
-    assert found.label_map is not None and "networks' (twelve, single)" in found.remarks[-1]
+    assert (
+        outside.target.label_map is not None and "networks' (twelve, single)" in found.remarks[-1]
+    )
     for wrong, message in (
         (("run=twelve", "average=[twelve]"), "each run counts once"),
         (("run=twelve", "average=[absent]"), "absent"),
@@ -234,15 +248,15 @@ def test_averaged_runs_have_the_mean_of_their_logits_and_thresholds_of_their_own
 
 def test_settings_that_cannot_be_meant_are_explained(runs, foreign):
     with pytest.raises(UserError, match="needs its recordings"):
-        Evaluation(config_of(runs, "run=twelve", "external.name=ptbxl"), "twelve").evaluate()
+        opened(config_of(runs, "run=twelve", "external.name=ptbxl"), "twelve").evaluate()
     with pytest.raises(UserError, match="threshold='best' is unknown"):
         evaluate(config_of(runs, "run=twelve", "threshold=best"))
     with pytest.raises(UserError, match="pool='median' is unknown"):
         evaluate(config_of(runs, "run=twelve", "pool=median"))
     with pytest.raises(UserError, match="windows= is for external sets"):
-        Evaluation(config_of(runs, "run=twelve", "windows=centre"), "twelve")
+        opened(config_of(runs, "run=twelve", "windows=centre"), "twelve")
     with pytest.raises(UserError, match="no records of split=test"):
-        Evaluation(config_of(runs, "run=twelve", "split=test", *foreign), "twelve").evaluate()
+        opened(config_of(runs, "run=twelve", "split=test", *foreign), "twelve").evaluate()
 
 
 @pytest.mark.parametrize(
@@ -257,7 +271,7 @@ def test_every_external_experiment_composes_and_asks_for_its_root(runs, name):
 
 def test_nothing_but_a_name_is_needed_to_predict_again_what_was_predicted(runs):
     one, other = (
-        Evaluation(config_of(runs, "run=twelve"), "twelve").evaluate().predictions for _ in range(2)
+        opened(config_of(runs, "run=twelve"), "twelve").evaluate().predictions for _ in range(2)
     )
     assert isinstance(one, Predictions)
     np.testing.assert_array_equal(one.logits, other.logits)

@@ -17,9 +17,10 @@ from tiny_set import REPOSITORY, build, tiny_config
 from ecgfounder_train.app import compose_config
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.pseudonyms import load_or_create_secret
+from ecgfounder_train.evaluation.evaluation import Evaluation
 from ecgfounder_train.evaluation.external import signal_of
 from ecgfounder_train.evaluation.predict import predict_split, predict_windows
-from ecgfounder_train.evaluation.session import Evaluation
+from ecgfounder_train.evaluation.settings import EvaluationSettings
 from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.metrics.predictions import read_predictions
 from ecgfounder_train.records import STANDARD_LEADS, EcgRecord
@@ -64,6 +65,10 @@ def config_of(verb, *overrides):
     return OmegaConf.to_container(compose_config(verb, list(overrides)), resolve=True)
 
 
+def opened(config, run):
+    return Evaluation(EvaluationSettings.from_config(config), run)
+
+
 def call(verb, config):
     """Call what the script calls once its command line is read."""
     spec = importlib.util.spec_from_file_location(f"_{verb}", REPOSITORY / f"scripts/{verb}.py")
@@ -78,7 +83,7 @@ def evaluate(folder, run, name, root, *more):
                 f"experiment=eval_{name}", "mistakes=1", *more)  # fmt: skip
     config = config_of("evaluate", *settings)
     call("evaluate", config)
-    evaluation = Evaluation(config, run)
+    evaluation = opened(config, run)
     table = pl.read_csv(evaluation.folder / "report.csv")
     stored = read_predictions(evaluation.folder / "predictions.parquet")
     return evaluation, (evaluation.folder / "report.html").read_text(), table, stored
@@ -156,9 +161,9 @@ def test_code_test_goes_through_in_either_published_order_and_unit(
     assert stored.age_years[:2].tolist() == [90, 31] and stored.sex[:2].tolist() == ["F", "M"]
     assert set(stored.native_fs.tolist()) == {400}
     for n in (0, 1, 2):
-        shown, fs, _ = signal_of(evaluation.trained, evaluation.external, n, 0)
+        shown, fs, _ = signal_of(evaluation.subject.trained, evaluation.target.external, n, 0)
         assert np.ptp(shown) == pytest.approx(np.ptp(hearts[n]), rel=0.1) and fs == 100
-        expected = logits_by_hand(evaluation.trained, hearts[n], 400, stored.labels)
+        expected = logits_by_hand(evaluation.subject.trained, hearts[n], 400, stored.labels)
         np.testing.assert_allclose(stored.logits[n], expected, atol=1e-3)
 
 
@@ -240,13 +245,15 @@ def test_mimic_goes_through_with_leads_by_name_and_reports_read_as_sentences(run
     assert [patients.index(key) for key in patients] == [0, 0, 2, 2, 4, 4, 6]
     assert "clustered by patient" in html and "clustered by record" not in html
     for row, study in enumerate(list(hearts)[:7]):
-        signal, fs, leads = signal_of(evaluation.trained, evaluation.external, row, 0)
+        signal, fs, leads = signal_of(
+            evaluation.subject.trained, evaluation.target.external, row, 0
+        )
         assert leads == STANDARD_LEADS and fs == 100
         avl = STANDARD_LEADS.index("aVL")
         likeness = [np.corrcoef(signal[avl], lead[::5])[0, 1] for lead in hearts[study][3:6]]
         assert np.argmax(likeness) == 1 and likeness[1] > 0.99
         # The archive's steps of 5 microvolts move logits a little, exchanged leads far more.
-        by_hand = logits_by_hand(evaluation.trained, hearts[study], 500, stored.labels)
+        by_hand = logits_by_hand(evaluation.subject.trained, hearts[study], 500, stored.labels)
         np.testing.assert_allclose(stored.logits[row], by_hand, atol=5e-3)
 
 
@@ -335,12 +342,12 @@ def test_ptbxl_read_by_record_gives_the_numbers_of_its_shards(runs_ptbxl, real_d
     config = config_of("evaluate", f"paths.runs={runs_ptbxl}", "run=twelve", "device=cpu", *source,
                        "external.name=ptbxl", "external.native_labels=[ptbxl_all71]",
                        f"secret={secret}")  # fmt: skip
-    evaluated = Evaluation(config, "twelve").evaluate()
-    direct = evaluated.predictions
-    assert direct.num_records == 110 and evaluated.label_map.variant == "own"
+    evaluation = opened(config, "twelve")
+    direct = evaluation.evaluate().predictions
+    assert direct.num_records == 110 and evaluation.target.label_map.variant == "own"
     assert set(direct.native_fs.tolist()) == {500}, "converted to the model's rate"
 
-    trained = TrainedModel.load(Evaluation(config, "twelve").checkpoint)
+    trained = TrainedModel.load(evaluation.subject.checkpoint)
     shards = ShardSet.open(folder)
     place = {str(key): row for row, key in enumerate(direct.record_key)}
     found = []

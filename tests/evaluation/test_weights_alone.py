@@ -11,7 +11,7 @@ from tiny_set import build, tiny_config
 
 from ecgfounder_train.app import compose_config
 from ecgfounder_train.core.errors import UserError
-from ecgfounder_train.evaluation.session import evaluate
+from ecgfounder_train.evaluation.run import evaluate
 from ecgfounder_train.export.session import export
 from ecgfounder_train.metrics.predictions import read_predictions
 from ecgfounder_train.models import create_model

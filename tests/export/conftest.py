@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from export_tools import composed
 
 from ecgfounder_train.core.run_directory import RunDirectory
-from ecgfounder_train.evaluation.session import evaluate
+from ecgfounder_train.evaluation.run import evaluate
 from ecgfounder_train.models import create_model
 from ecgfounder_train.shards import ShardSet
 from ecgfounder_train.training.pretrain import train

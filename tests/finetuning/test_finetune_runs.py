@@ -23,7 +23,7 @@ from ecgfounder_train.app import compose_config
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import sha256_file
 from ecgfounder_train.core.run_directory import RunDirectory
-from ecgfounder_train.evaluation.session import evaluate
+from ecgfounder_train.evaluation.run import evaluate
 from ecgfounder_train.finetuning.label_efficiency import label_efficiency
 from ecgfounder_train.finetuning.session import finetune
 from ecgfounder_train.metrics import auroc
