@@ -50,7 +50,7 @@ def main(config: dict[str, Any]) -> None:
     )
     # Only now: a build that was refused must not replace the catalog of the shards that are there.
     write_catalog(private / "catalog.parquet", catalog)
-    print(f"{manifest.totals.summary()} Rejects: {private / 'rejects.csv'}", flush=True)
+    print(f"{manifest.summary()} Rejects: {private / 'rejects.csv'}", flush=True)
     if page := write_data_report(config["shards"], private, catalog, table, report):
         print(f"Data report: {page}")
     print(f"Next: {command('pretrain', {'shards': config['shards'], 'run': 'NAME'})}")

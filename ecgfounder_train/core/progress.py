@@ -92,7 +92,7 @@ class ProgressMeter:
 
     def _tail(self) -> str:
         if self.done == self._first:
-            return "starting"
+            return self.note or "starting"
         rate = self.rate
         left = format_duration((self.total - self.done) / rate) if rate > 0 else "unknown time"
         tail = f"{rate:,.0f} {self.unit}/s, {left} left"

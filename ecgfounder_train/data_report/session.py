@@ -99,7 +99,7 @@ def write_data_report(
     )
     if options.strips:
         place = RecordPlace(table.root, dict(table.storage_options), table.read_ecg)
-        strips_page(shards, rejects, place.read, options.strips).write(strips, _FOOTER)
+        strips_page(shards, rejects, place.read_start, options.strips).write(strips, _FOOTER)
     content = {"made_of": made_of, "sha256": {page.name: sha256_file(page) for page in pages}}
     with atomic_file(note, "w") as handle:
         handle.write(json.dumps(content, indent=1, sort_keys=True) + "\n")

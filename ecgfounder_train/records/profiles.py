@@ -9,7 +9,7 @@ Source: per profile and key in configs/signal/ (arXiv 2410.04133, PKUDigitalHeal
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -176,37 +176,45 @@ class SignalProfile:
         Raises:
             RejectedRecordError: The record does not meet the profile's limits.
         """
-        native_fs = record.fs
-        if not self.limits["min_fs"] <= native_fs <= self.limits["max_fs"]:
+        self.check_rate(record.fs)
+        record = self.to_leads(record)
+        self.check_duration(record.signal.shape[1] / record.fs, record.fs)
+        ecg = self.check_limits(record.signal)
+        return self._run(ecg, record, self.parameters_of(site))
+
+    def check_rate(self, fs: float) -> None:
+        """Reject a sampling rate (Hz) outside the limits."""
+        if not self.limits["min_fs"] <= fs <= self.limits["max_fs"]:
             raise RejectedRecordError(
                 RejectReason.BAD_SAMPLING_RATE,
-                f"{native_fs:g} Hz is outside {self.limits['min_fs']:g} to "
-                f"{self.limits['max_fs']:g} Hz",
+                f"{fs:g} Hz is outside {self.limits['min_fs']:g} to {self.limits['max_fs']:g} Hz",
             )
-        record = record.to_standard_leads(self.leads, self.derive_leads, self.lead_aliases)
-        ecg = self._checked(record)
-        parameters = self._parameters(site)
-        return self._run(ecg, record, parameters)
 
-    def _parameters(self, site: str | None) -> dict[str, dict[str, Any]]:
+    def to_leads(self, record: EcgRecord) -> EcgRecord:
+        """Return the record with the profile's leads; raises as `EcgRecord.to_standard_leads`."""
+        return record.to_standard_leads(self.leads, self.derive_leads, self.lead_aliases)
+
+    def parameters_of(self, site: str | None) -> dict[str, dict[str, Any]]:
+        """Return what each stage takes at a site."""
         overrides = self.site_overrides.get(site or "", {})
         return {
             stage: {**self.stage_parameters.get(stage, {}), **overrides.get(stage, {})}
             for stage in self.stages
         }
 
-    def _checked(self, record: EcgRecord) -> Signal:
-        """Return the signal in float64 without gaps, or reject it."""
-        duration_s = record.signal.shape[1] / record.fs
+    def check_duration(self, duration_s: float, fs: float) -> None:
+        """Reject a recording that is too short."""
         shortest = self.windows["min_duration_s"]
         if self.windows["pad"] == "reject":
             shortest = max(shortest, self.duration_s)
         # Half a sample of grace: 4999.5 samples at 500 Hz are 10 s.
-        if duration_s + 0.5 / record.fs < shortest:
+        if duration_s + 0.5 / fs < shortest:
             raise RejectedRecordError(
                 RejectReason.TOO_SHORT, f"{duration_s:.2f} s, shorter than {shortest:g} s"
             )
-        signal = record.signal
+
+    def check_limits(self, signal: NDArray[np.floating]) -> Signal:
+        """Return the signal of the profile's leads in float64 without gaps, or reject it."""
         low, high = signal.min(axis=1), signal.max(axis=1)  # NaN where a sample is missing
         ecg = signal.astype(np.float64)
         if np.isnan(low).any():
@@ -238,13 +246,42 @@ class SignalProfile:
         self, ecg: Signal, record: EcgRecord, parameters: dict[str, dict[str, Any]]
     ) -> ProfiledRecord:
         """Take the signal through the stages in order."""
-        fs = record.fs
-        kept, dropped = _within_nyquist(self.stages, parameters, record.fs)
+        kept, dropped = within_nyquist(self.stages, parameters, record.fs)
+        stats: list[NDArray[np.float32]] = []
+        ecg = self.through_stages(
+            ecg, record.fs, kept, parameters, lambda signal, fs: stats.append(moments(signal))
+        )
+        windows = [
+            self.window(number, ecg[:, at : at + length], stats[0] if stats else None)
+            for number, (at, length) in enumerate(self.spans(ecg.shape[1]))
+        ]
+        return ProfiledRecord(windows, record.fs, dropped, record.derived_leads)
+
+    def working_fs(self, stages: Sequence[str], fs: float) -> float:
+        """Return the rate that a recording at `fs` is filtered at, Hz."""
         # Without a filter there is nothing to raise the rate for: straight to the target.
-        working_fs = max(fs, self.filter_fs) if any(s in _FILTERS for s in kept) else self.fs
-        stats: NDArray[np.float32] | None = None
-        parts: list[tuple[Signal, int, int]] | None = None
-        for stage in kept:
+        return max(fs, self.filter_fs) if any(s in _FILTERS for s in stages) else self.fs
+
+    def through_stages(
+        self,
+        ecg: Signal,
+        fs: float,
+        stages: Sequence[str],
+        parameters: Mapping[str, dict[str, Any]],
+        on_statistics: Callable[[Signal, float], object],
+    ) -> Signal:
+        """Return the signal at the target rate after all stages before the windows.
+
+        Args:
+            ecg: Of the profile's leads, without gaps, in mV.
+            fs: Its rate, Hz.
+            stages: Those within Nyquist, in order.
+            parameters: What each stage takes.
+            on_statistics: Given signal and rate where the statistics are taken, if that is before
+                the windows; after them each window has its own.
+        """
+        working_fs = self.working_fs(stages, fs)
+        for stage in stages:
             options = parameters[stage]
             if stage == "resample":
                 if fs < working_fs:
@@ -258,47 +295,50 @@ class SignalProfile:
                 if fs != self.fs:
                     ecg, fs = filters.resample_polyphase(ecg, fs, self.fs), self.fs
             elif stage == "window":
-                parts = self._cut(ecg)
+                break
             elif stage == "statistics":
-                if parts is None:  # after the windows: each its own, below
-                    stats = _moments(ecg)
+                on_statistics(ecg, fs)
             else:
                 ecg = _filter(ecg, fs, stage, options)
-        assert parts is not None
-        windows = []
-        for number, (part, start, length) in enumerate(parts):
-            own = _moments(part) if stats is None else stats
-            window = np.zeros(self.shape, np.int16)
-            microvolts = part * 1000.0
-            np.rint(microvolts, out=microvolts)
-            if not (microvolts.max() <= INT16_LIMIT and microvolts.min() >= -INT16_LIMIT):
-                raise RejectedRecordError(
-                    RejectReason.SATURATED, "beyond the int16 range of microvolts after filtering"
-                )
-            window[:, start : start + length] = microvolts
-            windows.append(Window(number, window, own, start, length))
-        return ProfiledRecord(windows, record.fs, dropped, record.derived_leads)
+        return ecg
 
-    def _cut(self, ecg: Signal) -> list[tuple[Signal, int, int]]:
-        """Return (valid samples, their start in the window, their number) for each window."""
-        size, total = self.num_samples, ecg.shape[1]
+    def window(self, number: int, part: Signal, stats: NDArray[np.float32] | None) -> Window:
+        """Return a window from its valid samples, with its own statistics where none are given.
+
+        Raises:
+            RejectedRecordError: SATURATED, beyond the range of int16 in microvolts.
+        """
+        length = part.shape[1]
+        short = length < self.num_samples and number == 0 and self.windows["pad"] == "centre"
+        start = (self.num_samples - length) // 2 if short else 0
+        own = moments(part) if stats is None else stats
+        window = np.zeros(self.shape, np.int16)
+        microvolts = part * 1000.0
+        np.rint(microvolts, out=microvolts)
+        if not (microvolts.max() <= INT16_LIMIT and microvolts.min() >= -INT16_LIMIT):
+            raise RejectedRecordError(
+                RejectReason.SATURATED, "beyond the int16 range of microvolts after filtering"
+            )
+        window[:, start : start + length] = microvolts
+        return Window(number, window, own, start, length)
+
+    def spans(self, total: int) -> list[tuple[int, int]]:
+        """Return where each window begins in `total` samples at the target rate, and its length."""
+        size = self.num_samples
         if total <= size:
-            start = (size - total) // 2 if self.windows["pad"] == "centre" else 0
-            return [(ecg, start, total)]
+            return [(0, total)]
         if self.windows["policy"] == "first":
-            return [(ecg[:, :size], 0, size)]
+            return [(0, size)]
         if self.windows["policy"] == "centre":
-            start = (total - size) // 2
-            return [(ecg[:, start : start + size], 0, size)]
-        starts = range(0, total - size + 1, size)
-        parts = [(ecg[:, start : start + size], 0, size) for start in starts]
+            return [((total - size) // 2, size)]
+        spans = [(start, size) for start in range(0, total - size + 1, size)]
         rest = total % size
         if self.windows["tail"] == "pad" and rest >= self.windows["min_duration_s"] * self.fs:
-            parts.append((ecg[:, total - rest :], 0, rest))
-        return parts
+            spans.append((total - rest, rest))
+        return spans
 
 
-def _moments(ecg: Signal) -> NDArray[np.float32]:
+def moments(ecg: Signal) -> NDArray[np.float32]:
     """Return float32 (num_leads, 2): mean and (population) standard deviation per lead."""
     mean = ecg.mean(axis=1)
     centred = ecg - mean[:, None]
@@ -306,7 +346,7 @@ def _moments(ecg: Signal) -> NDArray[np.float32]:
     return np.stack([mean, np.sqrt(centred.mean(axis=1))], axis=1).astype(np.float32)
 
 
-def _within_nyquist(
+def within_nyquist(
     stages: Sequence[str], parameters: dict[str, dict[str, Any]], fs: float
 ) -> tuple[list[str], tuple[str, ...]]:
     """Return the stages that mean something for a recording sampled at `fs`, and the others.
@@ -472,7 +512,7 @@ def _check_rates(profile: SignalProfile) -> None:
                         f"signal.filter_fs={profile.filter_fs:g}, the rate filters run at."
                     )
     for site in (None, *profile.site_overrides):
-        band = profile._parameters(site).get("bandpass")
+        band = profile.parameters_of(site).get("bandpass")
         if band and band["low_hz"] >= band["high_hz"]:
             raise UserError("signal.bandpass.low_hz must be below signal.bandpass.high_hz.")
 

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from ecgfounder_train.core.private_files import (
     open_private_folder,
     private_folder,
 )
-from ecgfounder_train.core.progress import ProgressMeter
+from ecgfounder_train.core.progress import ProgressMeter, format_duration
 from ecgfounder_train.core.pseudonyms import Secret
 from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.records import EcgRecord
@@ -293,8 +294,8 @@ def _make_missing(
     failed: list[Outcome] = []
     peak_rss_bytes, num_records = 0, sum(len(task.planned.records) for task in tasks)
     with (
-        _progress(tasks, num_planned) as on_record,
-        open_engine(executor, num_records, len(tasks), private, on_record) as engine,
+        _progress(tasks, num_planned) as (on_record, on_share),
+        open_engine(executor, num_records, len(tasks), private, on_record, on_share) as engine,
     ):
         for outcome in outcomes(engine, tasks, tries):
             if outcome.built is None:
@@ -448,9 +449,10 @@ def _finish(
         )
     path = folder / INDEX_NAME
     sha256 = write_index(path, len(draft.labels), map(units.rows, made), windows)
-    dropped = Counter[str]()
+    dropped, left_out = Counter[str](), Counter[str]()
     for built in made:
         dropped.update(built.dropped_stages)
+        left_out.update(built.windows_left_out)
     manifest = replace(
         draft,
         shards=tuple(
@@ -463,6 +465,7 @@ def _finish(
         totals=replace(draft.totals, written=sum(built.written for built in made), windows=windows),
         increments=_increments(made, plan),
         dropped_stages=dict(sorted(dropped.items())),
+        windows_left_out=dict(sorted(left_out.items())),
     )
     manifest.write(folder)
     return manifest
@@ -580,8 +583,10 @@ def _stop_on_sigterm() -> Iterator[None]:
 
 
 @contextmanager
-def _progress(missing: list[ShardTask], num_planned: int) -> Iterator[Callable[[int, int], None]]:
-    """Yield what shows so many more written and rejected, with rate, time left, reject share."""
+def _progress(
+    missing: list[ShardTask], num_planned: int
+) -> Iterator[tuple[Callable[[int, int], None], Callable[[float], None]]]:
+    """Yield what shows so many more written and rejected, and the share of a long recording."""
     total = sum(len(task.planned.records) for task in missing)
     there = num_planned - len(missing)
     kept = f" ({there} of {num_planned} are there)" if there else ""
@@ -595,7 +600,21 @@ def _progress(missing: list[ShardTask], num_planned: int) -> Iterator[Callable[[
             done = meter.done + num_written + num_rejected
             meter.update(done, f"{rejected / max(done, 1):.2%} rejected")
 
-        yield on_records
+        began_s = time.monotonic()
+        former = 1.0
+
+        def on_share(share: float) -> None:
+            nonlocal began_s, former
+            if share < former:  # the next recording; the first piece sets the clock
+                began_s, former = time.monotonic(), share
+                left = ""
+            else:
+                elapsed_s = time.monotonic() - began_s
+                left_s = elapsed_s * (1 - share) / max(share - former, 1e-9)
+                left = f", {format_duration(left_s)} left"
+            meter.update(meter.done, f"long recording {share:.0%}{left}")
+
+        yield on_records, on_share
 
 
 def _listed(counts: Mapping[str, int]) -> str:

@@ -117,7 +117,11 @@ class Outcome:
     peak_rss_bytes: int = 0
 
 
-def make_shard(task: ShardTask, on_record: Callable[[bool], None] = lambda _: None) -> Outcome:
+def make_shard(
+    task: ShardTask,
+    on_record: Callable[[bool], None] = lambda written: None,
+    on_share: Callable[[float], None] = lambda share: None,
+) -> Outcome:
     """Return what became of a task; whatever happens, it is said and not raised."""
     try:
         built, rows = build_shard(
@@ -128,6 +132,7 @@ def make_shard(task: ShardTask, on_record: Callable[[bool], None] = lambda _: No
             task.num_labels,
             task.sites,
             on_record,
+            on_share,
             task.staging,
         )
     except UserError as error:
@@ -190,6 +195,7 @@ class InlineEngine:
     """Makes the shards one after the other in this process."""
 
     on_records: Callable[[int, int], None] = lambda written, rejected: None
+    on_share: Callable[[float], None] = lambda share: None
     capacity: int = 1
     _tasks: deque[ShardTask] = field(default_factory=deque)
 
@@ -200,7 +206,9 @@ class InlineEngine:
     def wait(self) -> Outcome:
         """Make the next shard."""
         return make_shard(
-            self._tasks.popleft(), lambda written: self.on_records(written, not written)
+            self._tasks.popleft(),
+            lambda written: self.on_records(written, not written),
+            self.on_share,
         )
 
 
@@ -210,6 +218,7 @@ def open_engine(
     num_shards: int,
     scratch: Path,
     on_records: Callable[[int, int], None],
+    on_share: Callable[[float], None] = lambda share: None,
 ) -> AbstractContextManager[Engine]:
     """Return a context that gives an engine for so many records in so many shards.
 
@@ -220,11 +229,12 @@ def open_engine(
         scratch: Private folder, on a shared file system, for keys and logs of SLURM jobs.
         on_records: Shows so many more written and rejected; called here only where records are
             read in this process.
+        on_share: Likewise, shows the share done of a long recording.
     """
     workers = min(options.workers(), num_shards)
     local_is_faster = options.kind == "local" and (workers < 2 or num_records < options.min_records)
     if options.kind == "inline" or local_is_faster or not num_shards:
-        return nullcontext(InlineEngine(on_records))
+        return nullcontext(InlineEngine(on_records, on_share))
     return DaskEngine(options, workers, scratch)
 
 

@@ -124,6 +124,8 @@ class Manifest:
     totals: Totals
     dropped_stages: dict[str, int] = field(default_factory=dict)
     """Filter stages left out because they were at or above Nyquist -> number of records."""
+    windows_left_out: dict[str, int] = field(default_factory=dict)
+    """Windows of long recordings beyond the signal profile's limits, by reject reason."""
     increments: tuple[IncrementEntry, ...] = ()
     """In order; shards of an increment stand together."""
     gone_upstream: int = 0
@@ -170,9 +172,21 @@ class Manifest:
             return f"an index of {due:,} bytes is larger than {MAX_INDEX_BYTES:,}"
         return None
 
+    def summary(self) -> str:
+        """Return the totals, and the windows of long recordings that were left out."""
+        totals = self.totals.summary()
+        if not self.windows_left_out:
+            return totals
+        reasons = ", ".join(f"{count:,} {name}" for name, count in self.windows_left_out.items())
+        number = sum(self.windows_left_out.values())
+        return f"{totals} {number:,} windows of long recordings were left out ({reasons})."
+
     def to_json(self) -> str:
         """Return the file's text; equal manifests give equal text."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        content = asdict(self)
+        if not self.windows_left_out:
+            del content["windows_left_out"]
+        return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json`` atomically."""
@@ -241,6 +255,7 @@ def _parse(content: Mapping[str, Any]) -> Manifest:
     # Absent from manifests that were written before there were increments.
     values.setdefault("increments", ())
     values.setdefault("gone_upstream", 0)
+    values.setdefault("windows_left_out", {})
     if missing := sorted(known - values.keys()):
         raise ValueError(f"without {', '.join(missing)}")
     values["shards"] = tuple(_entry(ShardEntry, item) for item in values["shards"])
@@ -252,6 +267,8 @@ def _parse(content: Mapping[str, Any]) -> Manifest:
     for name in ("fingerprints", "vocabulary", "plan", "signal", "split", "dropped_stages"):
         if not isinstance(content[name], dict):
             raise ValueError(f"{name} is no object")
+    if not isinstance(manifest.windows_left_out, dict):
+        raise ValueError("windows_left_out is not an object")
     _check_shape(manifest)
     if missing := sorted(set(FINGERPRINTS) - manifest.fingerprints.keys()):
         raise ValueError(f"without the fingerprints {', '.join(missing)}")

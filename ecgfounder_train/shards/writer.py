@@ -5,6 +5,7 @@ import hashlib
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -20,16 +21,20 @@ from ecgfounder_train.core.errors import RejectedRecordError, RejectReason, User
 from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.core.untrusted import reject_unexpected
 from ecgfounder_train.labels.packing import unpack
-from ecgfounder_train.records import EcgRecord, read_record
-from ecgfounder_train.records.profiles import ProfiledRecord, SignalProfile
+from ecgfounder_train.records import EcgRecord
+from ecgfounder_train.records.profiles import ProfiledRecord, SignalProfile, Window
+from ecgfounder_train.records.reader import read_or_open
+from ecgfounder_train.records.record import StoredRecording
 from ecgfounder_train.records.remote import fetched, read_remote_record
 from ecgfounder_train.records.storage import is_remote
+from ecgfounder_train.records.streaming import WindowStream, stream_windows
 from ecgfounder_train.shards.index import index_dtype, index_row
 from ecgfounder_train.shards.plan import PlannedShard
 from ecgfounder_train.shards.sample import TAR_END, Sample, SampleLayout
 
 _FILES_GONE = {RejectReason.MISSING_HEADER.value, RejectReason.MISSING_SIGNAL_FILE.value}
 _COPY_BYTES = 1 << 24
+_SHOWN_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class BuiltShard:
     rejects: list[tuple[str, str, str, str]]
     """record_path, record_key, reason, detail."""
     dropped_stages: dict[str, int] = field(default_factory=dict)
+    windows_left_out: dict[str, int] = field(default_factory=dict)
+    """Windows of long recordings beyond the profile's limits, by reason."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +63,13 @@ class RecordPlace:
     """What record paths are relative to: a folder, or an fsspec URL."""
     storage_options: Mapping[str, Any] = field(default_factory=dict)
     """Of a URL, as fsspec takes them."""
-    read_ecg: Callable[[str], EcgRecord] | None = None
-    """Reads the record at a path; None: WFDB files below the root."""
+    read_ecg: Callable[[str], EcgRecord | StoredRecording] | None = None
+    """Reads or opens the record at a path; None: WFDB files below the root."""
     num_fetches: int = 16
     """Records fetched at once where the root is a URL."""
 
-    def read(self, record_path: str) -> EcgRecord:
-        """Return one record.
+    def read(self, record_path: str) -> EcgRecord | StoredRecording:
+        """Return one record; a long one is opened, not read.
 
         Raises:
             RejectedRecordError: It cannot be used.
@@ -72,9 +79,19 @@ class RecordPlace:
             return self.read_ecg(record_path)
         if is_remote(self.root):
             return read_remote_record(str(self.root), record_path, self.storage_options)
-        return read_record(Path(self.root) / record_path)
+        root = Path(self.root)
+        return read_or_open(root / record_path, root)
 
-    def reads(self, record_paths: Iterable[str]) -> Iterator[Callable[[], EcgRecord]]:
+    def read_start(self, record_path: str) -> EcgRecord:
+        """Return one record, of a long one its first minute; raises as `read`."""
+        record = self.read(record_path)
+        if isinstance(record, EcgRecord):
+            return record
+        return record.read(0, min(record.num_samples, round(_SHOWN_S * record.fs)))
+
+    def reads(
+        self, record_paths: Iterable[str]
+    ) -> Iterator[Callable[[], EcgRecord | StoredRecording]]:
         """Yield, in order, what returns each record or raises; remote ones are fetched ahead."""
         if is_remote(self.root) and self.read_ecg is None:
             yield from fetched(record_paths, self.read, self.num_fetches)
@@ -95,6 +112,7 @@ def build_shard(
     num_labels: int,
     sites: Sequence[str],
     on_record: Callable[[bool], None] = lambda written: None,
+    on_share: Callable[[float], None] = lambda share: None,
     staging: Path | None = None,
     due_sha256: str | None = None,
 ) -> tuple[BuiltShard, NDArray[np.void]]:
@@ -111,6 +129,7 @@ def build_shard(
         num_labels: K of the vocabulary.
         sites: All sites of the data set; the index holds places in this list.
         on_record: Called after each record with whether it was written.
+        on_share: Called with the share done of a long recording.
         staging: Folder on a disk of this node where the shard is put together, so that a shared
             file system sees one large write; None writes in place.
         due_sha256: What the file must have; another content never takes the name.
@@ -121,22 +140,26 @@ def build_shard(
         OSError: The staging folder failed, or a remote storage did not answer.
     """
     layout = SampleLayout(*profile.shape, num_labels)
-    digest = hashlib.sha256()
-    index: list[NDArray[np.void]] = []
     rejects: list[tuple[str, str, str, str]] = []
-    dropped_stages: dict[str, int] = {}
+    dropped_stages: Counter[str] = Counter()
+    windows_left_out: Counter[str] = Counter()
     with _shard_file(folder / planned.name, staging) as handle:
+        output = _Output(handle, layout, planned, sites)
         rows_of_plan = planned.records.iter_rows(named=True)
         for row, read in zip(
             rows_of_plan, place.reads(planned.records["record_path"]), strict=True
         ):
+            before = output.mark()
             try:
                 # What a remote storage raises says nothing about the record.
                 with nullcontext() if is_remote(place.root) else reject_unexpected(keep=(OSError,)):
                     record = read()
                 with reject_unexpected():
-                    profiled = profile.apply(record, row["site"])
+                    profiled = _profiled(profile, record, row["site"], on_share)
+                for sample in _samples(row, record, profiled, profile, num_labels):
+                    output.add(sample)
             except RejectedRecordError as error:
+                output.back_to(before)
                 rejects.append(
                     (row["record_path"], row["record_key"], error.reason.value, error.detail)
                 )
@@ -145,42 +168,99 @@ def build_shard(
             except Exception as error:
                 error.add_note(f"while reading record {row['record_key']} for {planned.name}")
                 raise
-            assert profiled.windows, "a profile rejects a record rather than give no window"
-            for sample in _samples(row, record, profiled, profile, num_labels):
-                block = layout.encode(sample)
-                offset = len(index) * layout.block_bytes
-                index.append(index_row(sample, planned.number, offset, planned.split, sites))
-                digest.update(block)
-                handle.write(block)
-            for stage in profiled.dropped_stages:
-                dropped_stages[stage] = dropped_stages.get(stage, 0) + 1
+            assert output.mark()[0] > before[0], "a record without windows is rejected"
+            dropped_stages.update(profiled.dropped_stages)
+            if isinstance(profiled, WindowStream):
+                windows_left_out.update(profiled.left_out)
             on_record(True)
         # An unmounted archive looks like missing records; do not put that on record.
         if _FILES_GONE & {reason for _, _, reason, _ in rejects} and place.is_gone():
             raise UserError(
                 f"The archive {place.root} is gone. Mount it and run the same command again."
             )
-        digest.update(TAR_END)
-        handle.write(TAR_END)
-        if due_sha256 not in (None, digest.hexdigest()):
+        sha256 = output.finish()
+        if due_sha256 not in (None, sha256):
             raise UserError(
-                f"{planned.name} comes out with SHA-256 {digest.hexdigest()[:12]}..., not the "
+                f"{planned.name} comes out with SHA-256 {sha256[:12]}..., not the "
                 f"{str(due_sha256)[:12]}... of the manifest ({len(rejects)} records rejected): its "
                 "records have changed since, or another version of this program wrote it. The "
                 "file was left as it is."
             )
+    index = output.index
     rows = np.concatenate(index) if index else np.empty(0, index_dtype(num_labels))
     built = BuiltShard(
         name=planned.name,
         split=planned.split,
         num_samples=len(rows),
         bytes=layout.shard_bytes(len(rows)),
-        sha256=digest.hexdigest(),
+        sha256=sha256,
         written=len(planned.records) - len(rejects),
         rejects=rejects,
-        dropped_stages=dropped_stages,
+        dropped_stages=dict(dropped_stages),
+        windows_left_out=dict(windows_left_out),
     )
     return built, rows
+
+
+class _Output:
+    """The shard as it grows; a record that turns out to be unusable midway is taken back."""
+
+    def __init__(
+        self, handle: IO[bytes], layout: SampleLayout, planned: PlannedShard, sites: Sequence[str]
+    ) -> None:
+        self._handle, self._layout, self._planned, self._sites = handle, layout, planned, sites
+        self._digest = hashlib.sha256()
+        self.index: list[NDArray[np.void]] = []
+
+    def add(self, sample: Sample) -> None:
+        """Write one sample."""
+        block = self._layout.encode(sample)
+        offset = len(self.index) * self._layout.block_bytes
+        planned = self._planned
+        self.index.append(index_row(sample, planned.number, offset, planned.split, self._sites))
+        self._digest.update(block)
+        self._handle.write(block)
+
+    def mark(self) -> tuple[int, Any]:
+        """Return what `back_to` needs to forget all samples from here on."""
+        return len(self.index), self._digest.copy()
+
+    def back_to(self, mark: tuple[int, Any]) -> None:
+        """Remove the samples written since a mark."""
+        number, digest = mark
+        if number < len(self.index):
+            del self.index[number:]
+            self._digest = digest
+            self._handle.seek(number * self._layout.block_bytes)
+            self._handle.truncate()
+
+    def finish(self) -> str:
+        """Write the end of the archive and return the SHA-256 of the file."""
+        self._digest.update(TAR_END)
+        self._handle.write(TAR_END)
+        return self._digest.hexdigest()
+
+
+def _profiled(
+    profile: SignalProfile,
+    record: EcgRecord | StoredRecording,
+    site: str | None,
+    on_share: Callable[[float], None],
+) -> ProfiledRecord | WindowStream:
+    if isinstance(record, EcgRecord):
+        return profile.apply(record, site)
+    return stream_windows(profile, record, site, on_share)
+
+
+def _guarded(windows: Iterable[Window]) -> Iterator[Window]:
+    """Yield the windows; what a damaged file raises in their midst rejects the record."""
+    iterator = iter(windows)
+    while True:
+        with reject_unexpected():
+            window = next(iterator, None)
+        if window is None:
+            return
+        yield window
 
 
 @contextmanager
@@ -211,8 +291,8 @@ def _shard_file(target: Path, staging: Path | None) -> Iterator[IO[bytes]]:
 
 def _samples(
     row: dict[str, Any],
-    record: EcgRecord,
-    profiled: ProfiledRecord,
+    record: EcgRecord | StoredRecording,
+    profiled: ProfiledRecord | WindowStream,
     profile: SignalProfile,
     num_labels: int,
 ) -> Iterator[Sample]:
@@ -220,7 +300,7 @@ def _samples(
     labels = unpack(packed, num_labels)
     age, sex = header_facts(record.comments)
     age = row["age_years"] if row["age_years"] is not None else age
-    for window in profiled.windows:
+    for window in _guarded(profiled.windows):
         yield Sample(
             record_key=row["record_key"],
             window=window.number,
