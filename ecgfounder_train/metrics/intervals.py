@@ -1,15 +1,12 @@
 """AUROC and average precision with 95 % intervals by patient, all labels from one sort each.
 
-AUROC: Obuchowski's variance for clustered data (records of one patient are no new patients), the
-interval on the logit scale. Average precision: the influence function summed per patient. Both give
-a vector per patient and label, whose products are the covariance of any two labels, and with it the
-interval of the macro mean. Quantiles are Student's, by the patients of the rarer class.
+AUROC: Obuchowski's variance for clustered data (records of one patient are not new patients) and
+an interval that holds near 1 (`estimates.auroc_interval`). Average precision: the influence function
+summed per patient. Both give a vector per patient and label, whose products are the covariance of
+any two labels, and with it the interval of the macro mean. Quantiles are Student's, by the patients
+of the rarer class.
 
-Coverage of the 95 % intervals, simulated with patients whose records resemble each other
-(`test_intervals_of_few_patients_cover`, 2,000 studies each): AUROCs of 0.76 to 0.86 in 94 to 95 %
-from 10 positive patients on, in 93 to 95 % where the number of positive patients is itself chance.
-An AUROC of 0.92 in 91 to 92 % with 10 to 20 positive patients, 94 % with 50, 95 % with 200: the few
-whom the model misses are easily not among them. Average precision in 94 to 97 %.
+Coverage of the 95 % intervals: `bench.py coverage`, docs/benchmarks/coverage.json.
 
 Source:
     Obuchowski 1997, Biometrics 53(2), 567-578, doi:10.2307/2533958 (clustered ROC).
@@ -81,11 +78,16 @@ class LabelRanking:
             return FEW_POSITIVE_PATIENTS
         return FEW_NEGATIVE_PATIENTS if self.negative_patients < MIN_PATIENTS else None
 
-    def without_variance(self, value: float) -> str | None:
-        """Why the value does not vary between patients although there are enough; else None."""
+    def without_variance(self, metric: str) -> str | None:
+        """Why there is no interval although there are patients enough; else None.
+
+        The AUROC of separated classes has one; the average precision does not.
+        """
         if self.constant:
             return f"{NO_VARIANCE}: all scores are equal"
-        return f"{NO_VARIANCE}: the classes are separated" if value in (0.0, 1.0) else None
+        if metric == "average_precision" and self.average_precision == 1.0:
+            return f"{NO_VARIANCE}: the classes are separated"
+        return None
 
 
 def undefined_reason(num_positives: int, num_observed: int) -> str | None:
@@ -110,7 +112,7 @@ def ranking_intervals(
     """Return AUROC and average precision per label with intervals by patient.
 
     An interval is NaN below 10 positive or negative patients, and where the scores leave no
-    variance (all equal, or a perfect separation); `reasons` says which.
+    variance (all equal; for the average precision also a perfect separation); `reasons` says which.
 
     Args:
         patients: Which patient each record is of; see `clusters_from_keys`.
@@ -136,10 +138,18 @@ def ranking_intervals(
             (areas, row.auroc, area_influence),
             (precisions, row.average_precision, precision_influence),
         ):
-            reason = row.undefined or row.few or row.without_variance(value)
+            reason = row.undefined or row.few or row.without_variance(collector.metric)
             known = (np.nan, row.precision) if row.undefined else spread(row)
-            collector.add(index, value, reason, positives, known, degrees=degrees)
-    return RankingIntervals(areas.estimates(), precisions.estimates())
+            collector.add(
+                index,
+                value,
+                reason,
+                positives,
+                known,
+                degrees=degrees,
+                negative_patients=row.negative_patients,
+            )
+    return RankingIntervals(areas.estimates("auroc"), precisions.estimates("precision"))
 
 
 def rank_label(column: Column, clusters: Clusters) -> LabelRanking:

@@ -112,7 +112,9 @@ def test_analytic_intervals_agree_with_the_bootstrap_within_its_noise(rng, clust
         # 1,000 resamples know a standard error to 2.2 %, a percentile to about 0.08 of one.
         np.testing.assert_allclose(check.standard_error, estimates.standard_error, rtol=0.1)
         error = estimates.standard_error
-        assert (np.abs(check.lower - estimates.lower) < 0.4 * error).all(), metric
+        # An AUROC's lower limit is cautious; by how much, the coverage tests say.
+        slack = 1.0 if metric == "auroc" else 0.4
+        assert (np.abs(check.lower - estimates.lower) < slack * error).all(), metric
         assert (np.abs(check.upper - estimates.upper) < 0.4 * error).all(), metric
         ours, theirs = estimates.macro(), check.macro()
         assert ours.standard_error == pytest.approx(theirs.standard_error, rel=0.1)

@@ -6,6 +6,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.metrics import (
+    average_precision,
     bootstrap,
     clusters_from_keys,
     decision_intervals,
@@ -111,12 +112,12 @@ def coverage(intervals, truth):
 
 
 @pytest.mark.parametrize(
-    ("num_patients", "prevalence", "separation", "tolerance"),
-    # 120 positive patients, 66, and 36: the last measure 93.5 %, as the module says.
-    [(400, 0.2, 1.0, 0.02), (1000, 0.04, 1.5, 0.025), (120, 0.2, 2.0, 0.03)],
+    ("num_patients", "prevalence", "separation"),
+    # 120 positive patients, 66, and 36.
+    [(400, 0.2, 1.0), (1000, 0.04, 1.5), (120, 0.2, 2.0)],
 )
 def test_intervals_cover_the_truth_95_times_in_100(
-    rng, clustered, thorough, num_patients, prevalence, separation, tolerance
+    rng, clustered, thorough, num_patients, prevalence, separation
 ):
     options = {"prevalence": prevalence, "separation": separation}
     population = clustered(np.random.default_rng(1), 400_000, 1, **options)
@@ -124,14 +125,12 @@ def test_intervals_cover_the_truth_95_times_in_100(
     # Columns are independent, so each stands for one study.
     data = clustered(rng, num_patients, 1200 * thorough, **options)
     areas, precisions = ranking_intervals(data.logits, data.targets, patients=data.patients)
-    assert coverage(areas, truth.auroc[0]) == pytest.approx(0.95, abs=tolerance)
-    assert coverage(precisions, truth.average_precision[0]) == pytest.approx(
-        0.95, abs=tolerance + 0.01
-    )
+    assert 0.93 <= coverage(areas, truth.auroc[0]) <= 0.985
+    assert 0.93 <= coverage(precisions, truth.average_precision[0]) <= 0.985
     by_record = ranking_intervals(
         data.logits, data.targets, patients=np.arange(len(data.patients))
     ).auroc
-    assert coverage(by_record, truth.auroc[0]) < 0.91, "taking records for patients must show"
+    assert coverage(by_record, truth.auroc[0]) < 0.935, "taking records for patients must show"
 
 
 def few_positive_patients(rng, num_positive, num_negative, num_labels, separation):
@@ -149,11 +148,11 @@ def few_positive_patients(rng, num_positive, num_negative, num_labels, separatio
 @pytest.mark.slow
 @pytest.mark.parametrize("num_positive", [10, 15, 20, 50, 200])
 @pytest.mark.parametrize(
-    ("num_negative", "separation", "least"),
-    # AUROC 0.76, 0.86 and 0.92: near 1 few patients decide, and none of them may be at hand.
-    [(400, 1.0, 0.94), (40, 1.5, 0.935), (400, 2.0, 0.91)],
+    ("num_negative", "separation"),
+    # AUROC 0.76, 0.86, 0.92 and 0.98: near 1 few patients decide, and none may be in the sample.
+    [(400, 1.0), (40, 1.5), (400, 2.0), (400, 2.9)],
 )
-def test_intervals_of_few_patients_cover(num_positive, num_negative, separation, least):
+def test_intervals_of_few_patients_cover(num_positive, num_negative, separation):
     num_negative = max(num_negative, num_positive)
     together = 300_000 // (num_positive + num_negative)
     many = few_positive_patients(
@@ -170,9 +169,57 @@ def test_intervals_of_few_patients_cover(num_positive, num_negative, separation,
                        coverage(found.average_precision, truth.average_precision[0])])  # fmt: skip
     areas, precisions = np.mean(inside, 0)
     noise = 2 * np.sqrt(0.95 * 0.05 / 2000)
-    assert least - noise <= areas <= 0.96 + noise
+    assert 0.94 - noise <= areas <= 0.985 + noise
     # The number of positive patients is fixed here, for the influence function it is drawn.
-    assert 0.95 - noise <= precisions <= 0.98 + noise
+    assert 0.945 - noise <= precisions <= 0.985 + noise
+
+
+def separated_studies(rng, num_positive, num_labels, separation, tail):
+    """Return scores and targets of independent labels; `tail` turns the positives' skew."""
+    number = num_positive + 500
+    targets = np.arange(number) < num_positive
+    noise = tail * rng.exponential(size=(number, num_labels))
+    return (noise + separation * targets[:, None]).astype(np.float32), np.repeat(
+        targets[:, None], num_labels, 1
+    )
+
+
+@pytest.mark.parametrize("tail", [1, -1], ids=["right-skewed", "left-skewed"])
+@pytest.mark.parametrize("num_positive", [12, 100])
+@pytest.mark.parametrize("area", [0.95, 0.98, 0.995])
+def test_intervals_near_one_cover(area, num_positive, tail, rng, thorough):
+    separation = -np.log(2 * (1 - area))  # of two exponentials shifted against each other
+    logits, targets = separated_studies(rng, num_positive, 500 * thorough, separation, tail)
+    areas = ranking_intervals(logits, targets, patients=np.arange(len(logits))).auroc
+    assert not np.isnan(areas.lower).any(), "a perfect separation has an interval too"
+    assert coverage(areas, area) >= 0.93
+    assert (areas.lower > area).mean() < 0.05, "few lower limits may be above the truth"
+
+
+def test_average_precision_of_one_in_a_thousand_covers(rng, thorough):
+    number, num_positive = 12_000, 12
+    truth = average_precision(
+        np.concatenate([rng.normal(size=2_000_000), rng.normal(2, 1, 2000)])[:, None],
+        np.concatenate([np.zeros(2_000_000), np.ones(2000)])[:, None],
+    )[0]
+    targets = np.zeros((number, 250 * thorough), np.uint8)
+    targets[:num_positive] = 1
+    logits = (rng.normal(size=targets.shape) + 2 * targets).astype(np.float32)
+    found = ranking_intervals(logits, targets, patients=np.arange(number)).average_precision
+    assert coverage(found, truth) >= 0.92
+
+
+def test_labels_above_a_limit_are_counted_with_confidence_for_all_together(rng):
+    counts = []
+    for _ in range(40):
+        # Twenty labels whose true AUROC is the limit, and five far above it.
+        logits, targets = separated_studies(rng, 300, 25, -np.log(2 * 0.05), -1)
+        logits[:, 20:] += 6 * targets[:, 20:]
+        areas = ranking_intervals(logits, targets, patients=np.arange(len(logits))).auroc
+        counts.append(areas.num_above(0.95))
+        assert areas.num_above(0.9) >= areas.num_above(0.95) >= 5
+        assert (areas.lower > 0.95).sum() >= counts[-1]
+    assert np.mean(np.array(counts) > 5) <= 0.15, "at most 5 % but for the chance of 40 studies"
 
 
 def test_macro_interval_covers_the_truth(rng, clustered, thorough):
@@ -187,7 +234,7 @@ def test_macro_interval_covers_the_truth(rng, clustered, thorough):
         ).auroc
         macro = areas.macro()
         inside.append(macro.lower <= truth <= macro.upper)
-    assert np.mean(inside) == pytest.approx(0.95, abs=0.04)
+    assert 0.93 <= np.mean(inside) <= 0.99
 
 
 def test_macro_of_a_repeated_label_is_no_more_certain_than_the_label(rng, clustered):
@@ -221,11 +268,12 @@ def test_every_missing_interval_has_its_reason(rng):
         "fewer than 10 positive patients",
         "fewer than 10 negative patients",
         "no variance between patients: all scores are equal",
-        "no variance between patients: the classes are separated",
+        None,
         "never observed",
         None,
     )
-    assert precisions.reasons == areas.reasons
+    separated = "no variance between patients: the classes are separated"
+    assert precisions.reasons == (*areas.reasons[:5], separated, *areas.reasons[6:])
     for estimates in (areas, precisions):
         missing = [reason is not None for reason in estimates.reasons]
         np.testing.assert_array_equal(np.isnan(estimates.lower), missing)
@@ -233,6 +281,7 @@ def test_every_missing_interval_has_its_reason(rng):
         np.testing.assert_array_equal(np.isnan(estimates.value), [1, 1, 0, 0, 0, 0, 1, 0])
     assert areas.value[4] == 0.5
     assert areas.value[5] == 1.0
+    assert (areas.lower[5], areas.upper[5]) == (pytest.approx(0.889, abs=1e-3), 1.0)
     assert areas.macro().num_labels == 3, "a perfect label counts, one of too few patients does not"
     assert areas.macro().value == pytest.approx(areas.value[[4, 5, 7]].mean())
 
