@@ -84,7 +84,6 @@ class Estimates:
             float(value[0]), float(lower[0]), float(upper[0]), float(error[0]), count
         )
 
-
     @property
     def _weights(self) -> Float:
         """Return what one misranked patient of either class weighs in each label's AUROC."""
