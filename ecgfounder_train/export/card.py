@@ -182,9 +182,10 @@ def _outputs(trained: TrainedModel, evaluations: Sequence[Evaluated]) -> Iterato
             f"{num_binary} logits, one per label of the vocabulary `{trained.vocabulary}`, several "
             "of which may hold at once. sigmoid(logit) is "
             + (
-                "uncalibrated; the calibration in `ecg_model.json` makes it a probability."
-                if trained.decisions
-                else "not calibrated: it ranks records, it is no probability."
+                "uncalibrated; the calibration in `ecg_model.json` makes a probability of it for "
+                f"{trained.decisions.calibration.summary} labels."
+                if trained.decisions and trained.decisions.calibration.num_calibrated
+                else "not calibrated: it ranks records and is not a probability."
             )
         )
     if quantities:
@@ -192,8 +193,8 @@ def _outputs(trained: TrainedModel, evaluations: Sequence[Evaluated]) -> Iterato
     if trained.decisions is not None:
         yield (
             f"Thresholds ({', '.join(trained.decisions.thresholds)}) and calibration were fitted "
-            f"on {trained.decisions.num_records:,} validation records "
-            f"({trained.decisions.reading}); with other prevalences refit them."
+            f"on {trained.decisions.fitted_on} ({trained.decisions.reading}), each only where "
+            "10 positive and 10 negative patients are; with other prevalences refit them."
         )
     yield ""
     main = evaluations[0].assessment if evaluations else None

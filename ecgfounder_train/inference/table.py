@@ -106,7 +106,10 @@ class OutputTable:
     def calibration_in_words(self) -> str:
         """Return what the probabilities are."""
         if self._calibrated is not None:
-            return f"calibrated on {self._calibrated.num_records:,} validation records"
+            return (
+                f"calibrated: {self._calibrated.calibration.summary} labels, on "
+                f"{self._calibrated.fitted_on}; the others are the plain sigmoid of the logits"
+            )
         fitted = self.trained.decisions
         if fitted is not None:
             return f"{NOT_CALIBRATED} (calibration was fitted for {fitted.reading})"
@@ -242,7 +245,11 @@ class OutputTable:
             "licence": trained.licence,
             "pool": self.pool,
             "probabilities": self.calibration_in_words,
-            "calibrated": self._calibrated is not None,
+            "calibrated": (
+                f"0 of {len(self._binary)}"
+                if self._calibrated is None
+                else self._calibrated.calibration.summary
+            ),
             "threshold": self.threshold if self._calibrated is not None else None,
             "outputs": [
                 {

@@ -1,14 +1,14 @@
 """Probabilities from logits, fitted on the validation split only and applied unchanged elsewhere.
 
-Platt's two numbers where positives are few, isotonic regression where there are a hundred: the
-latter bends to any shape, and with few positives to noise.
+Platt's two numbers from ten positive patients on, isotonic regression from a hundred: the latter
+bends to any shape, and with few positives to noise.
 
 Source:
     Platt 1999 (with its smoothed targets); Zadrozny and Elkan 2002, doi:10.1145/775047.775151.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,22 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
 from ecgfounder_train.core.errors import UserError, did_you_mean
-from ecgfounder_train.metrics.arrays import observed_columns
+from ecgfounder_train.metrics.arrays import checked_arrays, masked_columns
+from ecgfounder_train.metrics.clusters import Clusters, as_clusters
 from ecgfounder_train.metrics.intervals import undefined_reason
-from ecgfounder_train.metrics.thresholds import check_fitting_split, label_places
+from ecgfounder_train.metrics.thresholds import (
+    check_fitting_split,
+    few_patients,
+    label_places,
+    patient_counts,
+    shareable,
+)
 
 Float = NDArray[np.float64]
 
 METHODS = ("isotonic", "platt", "none")
 MIN_ISOTONIC = 100
-MIN_PLATT = 10
+"""Positive and negative patients from which isotonic regression is fitted."""
 _MAX_STEPS = 100
 
 
@@ -37,6 +44,8 @@ class CalibrationCurveFit:
         slope, intercept: Of "platt": sigmoid(slope * logit + intercept).
         logits, probabilities: Of "isotonic": points joined by straight lines, flat outside.
         reason: Why it is not the method asked for; None where it is.
+        num_patients: With a positive and with a negative record in what it was fitted on, 0 for
+            fewer than 10; None where a file of an earlier version does not say.
     """
 
     method: str
@@ -45,6 +54,7 @@ class CalibrationCurveFit:
     logits: tuple[float, ...] = ()
     probabilities: tuple[float, ...] = ()
     reason: str | None = None
+    num_patients: tuple[int, int] | None = None
 
     def apply(self, scores: Float) -> Float:
         """Return the probabilities of logits, of the same shape."""
@@ -65,6 +75,21 @@ class Calibration:
     def reasons(self) -> tuple[str | None, ...]:
         """Why a label has not the method asked for; None where it has."""
         return tuple(curve.reason for curve in self.curves)
+
+    @property
+    def num_calibrated(self) -> int:
+        """How many labels have a fitted curve; the others have the plain sigmoid."""
+        return sum(curve.method != "none" for curve in self.curves)
+
+    @property
+    def summary(self) -> str:
+        """How many labels are calibrated and how, for reports: "3 of 150 (2 isotonic, 1 Platt)"."""
+        counts = [
+            (sum(curve.method == method for curve in self.curves), name)
+            for method, name in (("isotonic", "isotonic"), ("platt", "Platt"))
+        ]
+        methods = ", ".join(f"{count} {name}" for count, name in counts if count)
+        return f"{self.num_calibrated} of {len(self.labels)}" + (f" ({methods})" if methods else "")
 
     def apply(self, logits: ArrayLike) -> Float:
         """Return calibrated probabilities.
@@ -116,6 +141,7 @@ class Calibration:
                     "logits": list(curve.logits),
                     "probabilities": list(curve.probabilities),
                     "reason": curve.reason,
+                    "num_patients": curve.num_patients and list(curve.num_patients),
                 }
                 for curve in self.curves
             ],
@@ -132,6 +158,7 @@ class Calibration:
                 tuple(curve["logits"]),
                 tuple(curve["probabilities"]),
                 curve["reason"],
+                tuple(curve["num_patients"]) if curve.get("num_patients") else None,
             )
             for curve in plain["curves"]
         ]
@@ -145,15 +172,17 @@ def fit_calibration(
     *,
     split: str,
     labels: Sequence[str],
+    patients: Clusters | ArrayLike | None = None,
     method: str = "isotonic",
 ) -> Calibration:
     """Return one curve per label.
 
-    isotonic: from 100 positives and as many negatives, else Platt. platt: from 10 of each, else the
-    plain sigmoid. What a label got instead of the method asked for has its reason.
+    isotonic: from 100 positive and 100 negative patients, else Platt. platt: from 10 of each, else
+    the plain sigmoid. What a label got instead of the method asked for has its reason.
 
     Args:
         split: What the records are of; only "val" is accepted.
+        patients: Which patient each record is of; None: every record counts as a patient.
 
     Shape:
         logits, targets, observed: (B, K).
@@ -164,28 +193,30 @@ def fit_calibration(
     check_fitting_split(split, "Calibrations")
     if method not in METHODS:
         raise UserError(f"There is no calibration {method!r}." + did_you_mean(method, METHODS))
-    columns = observed_columns(logits, targets, observed, labels)
-    curves = [_fit(scores.astype(np.float64), positive, method) for scores, positive in columns]
+    num_records = len(checked_arrays(logits, targets, observed)[0])
+    codes = as_clusters(np.arange(num_records) if patients is None else patients, num_records).codes
+    curves = []
+    for scores, positive, chosen in masked_columns(logits, targets, observed, labels):
+        counts = patient_counts(positive, codes if chosen is None else codes[chosen])
+        curve = _fit(scores.astype(np.float64), positive, method, counts)
+        curves.append(replace(curve, num_patients=shareable(counts)))
     return Calibration(tuple(labels), tuple(curves))
 
 
-def _fit(scores: Float, positive: NDArray[np.bool_], method: str) -> CalibrationCurveFit:
-    num_positives = int(positive.sum())
-    fewest = min(num_positives, len(scores) - num_positives)
+def _fit(
+    scores: Float, positive: NDArray[np.bool_], method: str, counts: tuple[int, int]
+) -> CalibrationCurveFit:
     if method == "none":
         return CalibrationCurveFit("none")
-    undefined = undefined_reason(num_positives, len(scores))
-    if undefined is not None:
-        return CalibrationCurveFit("none", reason=undefined)
+    reason = undefined_reason(int(positive.sum()), len(scores)) or few_patients(counts)
+    if reason is not None:
+        return CalibrationCurveFit("none", reason=reason)
     if not np.isfinite(scores).all():
         return CalibrationCurveFit("none", reason="a logit is infinite")
-    if method == "isotonic" and fewest >= MIN_ISOTONIC:
-        return _isotonic(scores, positive)
-    reason = None
     if method == "isotonic":
-        reason = f"fewer than {MIN_ISOTONIC} positives or negatives"
-    if fewest < MIN_PLATT:
-        return CalibrationCurveFit("none", reason=f"fewer than {MIN_PLATT} positives or negatives")
+        reason = few_patients(counts, MIN_ISOTONIC)
+        if reason is None:
+            return _isotonic(scores, positive)
     fitted = platt(scores, positive)
     if fitted is None:
         return CalibrationCurveFit("none", reason="the scores do not rise with the label")

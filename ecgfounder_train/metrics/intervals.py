@@ -1,10 +1,10 @@
 """AUROC and average precision with 95 % intervals by patient, all labels from one sort each.
 
 AUROC: Obuchowski's variance for clustered data (records of one patient are not new patients) and
-an interval that holds near 1 (`estimates.auroc_interval`). Average precision: the influence function
-summed per patient. Both give a vector per patient and label, whose products are the covariance of
-any two labels, and with it the interval of the macro mean. Quantiles are Student's, by the patients
-of the rarer class.
+an interval that holds near 1 (`estimates.auroc_interval`). Average precision: the influence
+function summed per patient. Both give a vector per patient and label, whose products are the
+covariance of any two labels, and with it the interval of the macro mean. Quantiles are Student's,
+by the patients of the rarer class.
 
 Coverage of the 95 % intervals: `bench.py coverage`, docs/benchmarks/coverage.json.
 

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ecgfounder_train.core.errors import UserError, did_you_mean
-from ecgfounder_train.metrics.arrays import observed_columns
+from ecgfounder_train.metrics.arrays import checked_arrays, masked_columns
+from ecgfounder_train.metrics.clusters import MIN_PATIENTS, Clusters, as_clusters
 from ecgfounder_train.metrics.curves import OperatingPoints, operating_points
 from ecgfounder_train.metrics.intervals import undefined_reason
 
@@ -29,7 +30,7 @@ def check_fitting_split(split: str, what: str) -> None:
 
 
 def label_places(own: Sequence[str], wanted: Sequence[str], what: str) -> list[int]:
-    """Return where each wanted label stands among `own`.
+    """Return the place of each wanted label among `own`.
 
     Raises:
         UserError: One is not there.
@@ -48,6 +49,8 @@ class Thresholds:
     Attributes:
         rule: One of `RULES`; `target` is the sensitivity or specificity asked for.
         values: Logits; NaN where the rule gives none, and `reasons` then says why.
+        num_patients: Per label the patients with a positive and with a negative record it was
+            fitted on, 0 for fewer than 10; empty where a file of an earlier version does not say.
     """
 
     labels: tuple[str, ...]
@@ -55,6 +58,7 @@ class Thresholds:
     target: float | None
     values: tuple[float, ...]
     reasons: tuple[str | None, ...]
+    num_patients: tuple[tuple[int, int], ...] = ()
 
     def for_labels(self, labels: Sequence[str]) -> "Thresholds":
         """Return the thresholds of these labels in this order.
@@ -69,6 +73,7 @@ class Thresholds:
             self.target,
             tuple(self.values[place] for place in places),
             tuple(self.reasons[place] for place in places),
+            tuple(self.num_patients[place] for place in places) if self.num_patients else (),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -79,18 +84,53 @@ class Thresholds:
             "target": self.target,
             "values": [None if np.isnan(value) else value for value in self.values],
             "reasons": list(self.reasons),
+            "num_patients": [list(pair) for pair in self.num_patients],
         }
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "Thresholds":
-        """Return what `to_dict` was made from."""
+        """Return what `to_dict` was made from.
+
+        Of a file that does not count patients only the rule that is not fitted keeps its values.
+        """
+        values = [np.nan if value is None else float(value) for value in plain["values"]]
+        reasons = list(plain["reasons"])
+        counts = tuple((int(pair[0]), int(pair[1])) for pair in plain.get("num_patients", ()))
+        if {len(values), len(reasons), len(counts) or len(values)} != {len(plain["labels"])}:
+            raise ValueError("thresholds, reasons and counts of another number of labels")
+        if not counts and plain["rule"] != "half":
+            reasons = [reason or UNCOUNTED for reason in reasons]
+            values = [np.nan] * len(values)
         return cls(
             tuple(plain["labels"]),
             str(plain["rule"]),
             plain["target"],
-            tuple(np.nan if value is None else float(value) for value in plain["values"]),
-            tuple(plain["reasons"]),
+            tuple(values),
+            tuple(reasons),
+            counts,
         )
+
+
+UNCOUNTED = "fitted by an earlier version, which did not count patients: evaluate or export again"
+
+
+def patient_counts(positive: NDArray[np.bool_], codes: NDArray[np.int32]) -> tuple[int, int]:
+    """Return how many patients have a positive record, and how many a negative one."""
+    return len(np.unique(codes[positive])), len(np.unique(codes[~positive]))
+
+
+def shareable(counts: tuple[int, int]) -> tuple[int, int]:
+    """Return counts as files hold them: 0 for fewer than 10, which would point at people."""
+    positive, negative = (count if count >= MIN_PATIENTS else 0 for count in counts)
+    return positive, negative
+
+
+def few_patients(counts: tuple[int, int], least: int = MIN_PATIENTS) -> str | None:
+    """Return why nothing is fitted on so few patients; None where there are enough."""
+    for number, kind in zip(counts, ("positive", "negative"), strict=True):
+        if number < least:
+            return f"fewer than {least} {kind} patients"
+    return None
 
 
 def fit_thresholds(
@@ -100,6 +140,7 @@ def fit_thresholds(
     *,
     split: str,
     labels: Sequence[str],
+    patients: Clusters | ArrayLike | None = None,
     rule: str = "youden",
     target: float | None = None,
 ) -> Thresholds:
@@ -108,10 +149,12 @@ def fit_thresholds(
     youden: largest sensitivity + specificity. f1: largest F1. sensitivity, specificity: the
     strictest (loosest) threshold that reaches `target`. half: probability 0.5, of whatever is known
     of a label. Of equally good thresholds the strictest is taken. A threshold is a score that
-    occurred, so that on the validation split it decides exactly what was counted.
+    occurred, so that on the validation split it decides exactly what was counted. It needs 10
+    positive and 10 negative patients.
 
     Args:
         split: What the records are of; only "val" is accepted.
+        patients: Which patient each record is of; None: every record counts as a patient.
         target: The sensitivity or specificity to reach, above 0 and at most 1.
 
     Shape:
@@ -131,8 +174,12 @@ def fit_thresholds(
         raise UserError(f"rule={rule} takes no target; target={target} was given.")
     values: list[float] = []
     reasons: list[str | None] = []
-    for scores, positive in observed_columns(logits, targets, observed, labels):
-        reason = undefined_reason(int(positive.sum()), len(scores))
+    counts: list[tuple[int, int]] = []
+    num_records = len(checked_arrays(logits, targets, observed)[0])
+    codes = as_clusters(np.arange(num_records) if patients is None else patients, num_records).codes
+    for scores, positive, chosen in masked_columns(logits, targets, observed, labels):
+        counts.append(patient_counts(positive, codes if chosen is None else codes[chosen]))
+        reason = undefined_reason(int(positive.sum()), len(scores)) or few_patients(counts[-1])
         value = float("nan")
         if rule == "half":
             value, reason = 0.0, None
@@ -146,14 +193,16 @@ def fit_thresholds(
                 value, reason = float("nan"), "a logit is infinite"
         values.append(value)
         reasons.append(reason)
-    return Thresholds(tuple(labels), rule, target, tuple(values), tuple(reasons))
+    return Thresholds(
+        tuple(labels), rule, target, tuple(values), tuple(reasons), tuple(map(shareable, counts))
+    )
 
 
-_UNTOLD = "the scores do not tell the classes apart"
+_UNSEPARATED = "the scores do not separate the classes"
 _NO_ANSWER = {
-    "youden": _UNTOLD,
-    "f1": _UNTOLD,
-    "sensitivity": _UNTOLD,
+    "youden": _UNSEPARATED,
+    "f1": _UNSEPARATED,
+    "sensitivity": _UNSEPARATED,
     "specificity": "no threshold that calls any positive is as specific",
 }
 

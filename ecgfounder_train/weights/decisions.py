@@ -8,10 +8,17 @@ from typing import Any
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file
-from ecgfounder_train.metrics import Calibration, Thresholds, fit_calibration, fit_thresholds
+from ecgfounder_train.metrics import (
+    Calibration,
+    Thresholds,
+    clusters_from_keys,
+    fit_calibration,
+    fit_thresholds,
+)
 from ecgfounder_train.metrics.predictions import Predictions
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2 counts the patients that thresholds and curves were fitted on; 1 is still read."""
 RULES: dict[str, tuple[str, float | None]] = {
     "youden": ("youden", None),
     "f1": ("f1", None),
@@ -31,7 +38,8 @@ class Decisions:
         calibration: Platt's or isotonic, per label.
         checkpoint: SHA-256 of the checkpoint they were fitted for.
         reading: How logits came to be (pooling, crops); they fit no other way.
-        num_records: Validation records they rest on.
+        num_records: Validation records they were fitted on.
+        num_patients: Patients of these records; None where unknown.
     """
 
     thresholds: dict[str, Thresholds]
@@ -39,6 +47,24 @@ class Decisions:
     checkpoint: str
     reading: str
     num_records: int
+    num_patients: int | None = None
+
+    @property
+    def fitted_on(self) -> str:
+        """What they were fitted on, for reports: "23 validation records of 20 patients"."""
+        records = f"{self.num_records:,} validation records"
+        return records + (
+            "" if self.num_patients is None else f" of {self.num_patients:,} patients"
+        )
+
+    def summary(self, rule: str) -> str:
+        """Return for how many labels there are thresholds and calibration, in one sentence."""
+        values = self.thresholds[rule].values
+        known = sum(value == value for value in values)
+        return (
+            f"Calibrated: {self.calibration.summary} labels; thresholds ({rule}): {known} of "
+            f"{len(values)}; both on {self.fitted_on}."
+        )
 
     @classmethod
     def fit(
@@ -56,7 +82,10 @@ class Decisions:
                 f"Thresholds and calibration are fitted on validation records only, not on {named}."
             )
         arrays = (predictions.logits, predictions.targets, predictions.observed)
-        common: dict[str, Any] = {"split": "val", "labels": predictions.labels}
+        patients = clusters_from_keys(predictions.patient_key, predictions.record_key)
+        common: dict[str, Any] = {
+            "split": "val", "labels": predictions.labels, "patients": patients
+        }  # fmt: skip
         return cls(
             {
                 name: fit_thresholds(*arrays, rule=rule, target=target, **common)
@@ -66,6 +95,7 @@ class Decisions:
             checkpoint,
             reading,
             predictions.num_records,
+            predictions.num_patients,
         )
 
     def for_labels(self, labels: Sequence[str]) -> "Decisions":
@@ -80,6 +110,7 @@ class Decisions:
             self.checkpoint,
             self.reading,
             self.num_records,
+            self.num_patients,
         )
 
     def suits(self, pool: str, crops: int = 1) -> bool:
@@ -94,6 +125,7 @@ class Decisions:
             "checkpoint_sha256": self.checkpoint,
             "reading": self.reading,
             "num_records": self.num_records,
+            "num_patients": self.num_patients,
             "thresholds": {name: fitted.to_dict() for name, fitted in self.thresholds.items()},
             "calibration": self.calibration.to_dict(),
         }
@@ -108,7 +140,7 @@ class Decisions:
             UserError: It is of another format version or incomplete; names the file `where` and
                 the `remedy`.
         """
-        if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+        if not isinstance(content, dict) or content.get("format_version") not in (1, 2):
             raise UserError(f"{where} has decisions of another format version. {remedy}")
         try:
             return cls(
@@ -117,6 +149,7 @@ class Decisions:
                 str(content["checkpoint_sha256"]),
                 str(content["reading"]),
                 int(content["num_records"]),
+                content.get("num_patients"),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
@@ -158,6 +191,8 @@ def read_decisions(path: Path, checkpoint: str, reading: str | None = None) -> D
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}). Delete it; it is fitted again.") from error
     decisions = Decisions.from_dict(content, str(path))
+    if reading is not None and content["format_version"] == 1:
+        return None  # it does not count patients: fit again
     # Weights that were trained further, or windows read otherwise, have other logits.
     if decisions.checkpoint != checkpoint or reading not in (None, decisions.reading):
         return None

@@ -86,7 +86,7 @@ def test_label_without_a_threshold_says_why():
     logits, targets = np.zeros((50, 3)), np.zeros((50, 3))
     targets[:, 1], targets[::2, 2] = 1, 1
     for rule, target, reason in (
-        ("youden", None, "the scores do not tell the classes apart"),
+        ("youden", None, "the scores do not separate the classes"),
         ("specificity", 0.9, "no threshold that calls any positive is as specific"),
     ):
         fitted = fit_thresholds(
@@ -195,8 +195,8 @@ def test_method_follows_the_number_of_positives_and_says_so(rng):
     assert [curve.method for curve in fitted.curves] == ["none", "none", "platt", "isotonic"]
     assert fitted.reasons == (
         "no positives",
-        "fewer than 10 positives or negatives",
-        "fewer than 100 positives or negatives",
+        "fewer than 10 positive patients",
+        "fewer than 100 positive patients",
         None,
     )
     asked = fit_calibration(logits, targets, split="val", labels=list("ABCD"), method="platt")
@@ -206,6 +206,38 @@ def test_method_follows_the_number_of_positives_and_says_so(rng):
     assert backwards.reasons[2] == "the scores do not rise with the label"
     with pytest.raises(UserError, match="isotonic"):
         fit_calibration(logits, targets, split="val", labels=list("ABCD"), method="isotonik")
+
+
+def test_thresholds_and_curves_need_ten_patients_of_each_class_however_many_records(rng):
+    patients = np.repeat(np.arange(60), 20)
+    targets = np.zeros((1200, 4), int)
+    for label, count in enumerate((1, 9, 10, 51)):  # 51: nine patients are negative
+        targets[patients < count, label] = 1
+    logits = rng.normal(size=targets.shape) + 2 * targets
+    labels = list("ABCD")
+    options = {"split": "val", "labels": labels, "patients": patients}
+    thresholds = fit_thresholds(logits, targets, **options)
+    few = ["fewer than 10 positive patients"] * 2
+    assert thresholds.reasons == (*few, None, "fewer than 10 negative patients")
+    assert thresholds.num_patients == ((0, 59), (0, 51), (10, 50), (51, 0))
+    calibration = fit_calibration(logits, targets, **options)
+    assert [curve.method for curve in calibration.curves] == ["none", "none", "platt", "none"]
+    assert [curve.num_patients for curve in calibration.curves] == list(thresholds.num_patients)
+    assert calibration.summary == "1 of 4 (1 Platt)"
+    assert np.isfinite(fit_thresholds(logits, targets, rule="half", **options).values).all()
+
+
+def test_files_that_did_not_count_patients_keep_their_curves_and_lose_their_thresholds(validation):
+    old = {**fit(validation, "youden").to_dict()}
+    assert Thresholds.from_dict(old) == fit(validation, "youden")
+    del old["num_patients"]
+    loaded = Thresholds.from_dict(old)
+    assert np.isnan(loaded.values).all()
+    assert "did not count patients" in loaded.reasons[0]
+    half = {**fit(validation, "half").to_dict(), "num_patients": []}
+    assert Thresholds.from_dict(half).values == (0.0, 0.0, 0.0)
+    with pytest.raises(ValueError, match="another number of labels"):
+        Thresholds.from_dict({**fit(validation, "youden").to_dict(), "num_patients": [[1, 2]]})
 
 
 def test_calibration_helps_other_patients_and_survives_storage(clustered):
