@@ -39,7 +39,7 @@ DATA_FOLDER = Path(__file__).parent / "data"
 SEPARATOR = "|"
 OPTIONS: dict[str, tuple[str, ...]] = {
     "match": ("code", "substring", "words"),
-    "closure": ("none", "parents"),
+    "closure": ("parents", "none"),
     "weakened": ("positive", "unobserved", "negative"),
     "alternatives": ("unclaimed", "none", "all"),
 }
@@ -51,7 +51,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
   `words` looks for whole words, of labels one inside another takes the longest, skips what a
   sentence denies and counts what it leaves open as weakened: for reports, such as MIMIC-IV-ECG's.
   Where a report says that the rest was not analysed, only what it states is observed.
-* `closure`: `parents` sets a label's parents with it (RBBB + LAFB also sets RBBB).
+* `closure`: `parents` sets a label's parents with it: code 478, RBBB and left anterior fascicular
+  block, also sets RBBB. With `none` a label is negative in records that state a form of it.
 * `weakened`: what "possible" or "cannot rule out" before a statement makes of it. `positive` as
   the published labels have it (the text is present), `unobserved` (masked), or `negative`.
 * `alternatives`: `unclaimed` uses an alternative code unless it is a main code of any label or the
@@ -105,7 +106,7 @@ class Vocabulary:
     entries: tuple[Label, ...]
     weakeners: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     match: str = "code"
-    closure: str = "none"
+    closure: str = "parents"
     weakened: str = "positive"
     alternatives: str = "unclaimed"
     texts: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
@@ -115,7 +116,7 @@ class Vocabulary:
         cls,
         name_or_path: str | Path,
         match: str = "code",
-        closure: str = "none",
+        closure: str = "parents",
         weakened: str = "positive",
         alternatives: str = "unclaimed",
     ) -> "Vocabulary":

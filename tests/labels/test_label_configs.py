@@ -1,4 +1,4 @@
-"""Every file of configs/labels opens a vocabulary of its own name."""
+"""Every file of configs/labels opens the vocabulary it names."""
 
 from pathlib import Path
 
@@ -10,12 +10,22 @@ from ecgfounder_train.labels import Vocabulary, vocabulary_names
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "labels"
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
-def test_label_config_opens_the_vocabulary_it_names_with_the_defaults(path: Path) -> None:
-    vocabulary = Vocabulary.from_config(OmegaConf.load(path))
-    assert vocabulary.name == path.stem
-    assert vocabulary.fingerprint == Vocabulary.load(path.stem).fingerprint
+PUBLISHED = "ecgfounder150_published"
+
+
+@pytest.mark.parametrize("name", vocabulary_names())
+def test_label_config_opens_the_vocabulary_it_names_with_the_defaults(name: str) -> None:
+    vocabulary = Vocabulary.from_config(OmegaConf.load(FOLDER / f"{name}.yaml"))
+    assert vocabulary.name == name
+    assert vocabulary.options["closure"] == "parents"
+    assert vocabulary.fingerprint == Vocabulary.load(name).fingerprint
+
+
+def test_the_published_variant_of_the_150_labels_is_the_authors_substring_rule() -> None:
+    vocabulary = Vocabulary.from_config(OmegaConf.load(FOLDER / f"{PUBLISHED}.yaml"))
+    assert vocabulary.labels == Vocabulary.load("ecgfounder150").labels
+    assert (vocabulary.match, vocabulary.closure) == ("substring", "none")
 
 
 def test_every_vocabulary_has_a_config() -> None:
-    assert {path.stem for path in FOLDER.glob("*.yaml")} == set(vocabulary_names())
+    assert {path.stem for path in FOLDER.glob("*.yaml")} == {*vocabulary_names(), PUBLISHED}

@@ -210,8 +210,8 @@ def test_training_without_validation_part_is_refused(tiny_set: Any, tmp_path: Pa
     ("changes", "what"),
     [
         (
-            {"vocabulary": Vocabulary.load("ptbxl_super5", closure="parents")},
-            "vocabulary or options of its labels (options.closure=none, now parents)",
+            {"vocabulary": Vocabulary.load("ptbxl_super5", closure="none")},
+            "vocabulary or options of its labels (options.closure=parents, now none)",
         ),
         ({"profile": tiny_set.profile("official")}, "signal profile (name=zscore, now official"),
         ({"split": PatientSplit(seed=9)}, "split into train, val and test"),
