@@ -39,11 +39,13 @@ class Wording:
         text: All of it, with single spaces.
         firm: What it states; all of it where nothing qualifies it.
         open: What it leaves open: each such phrase, and all that it does not deny.
+        denied: Each phrase that it denies.
     """
 
     text: str
     firm: str
     open: tuple[str, ...] = ()
+    denied: tuple[str, ...] = ()
 
 
 def qualifies(phrase: str) -> bool:
@@ -65,6 +67,7 @@ def read_wording(statement: str) -> Wording:
     text = rest = " ".join(statement.split())
     firm: list[str] = []
     open_: list[str] = []
+    denied: list[str] = []
     undenied: list[str] = []
     while found := _QUALIFIER.search(rest):
         before, after = rest[: found.start()].strip(_LOOSE), rest[found.end() :]
@@ -72,6 +75,7 @@ def read_wording(statement: str) -> Wording:
         end = (_SENTENCE_END if hedge else _CLAUSE_END).search(after) if hedge or denial else None
         phrase = (after[: end.start()] if end else after).strip(_LOOSE)
         if found["denies_back"]:
+            denied.append(before)
             before = ""
         elif found["opens_back"] or (hedge and not phrase):
             open_.append(before)
@@ -82,10 +86,13 @@ def read_wording(statement: str) -> Wording:
         if hedge:
             open_.append(phrase)
             undenied.append(phrase)
+        elif denial:
+            denied.append(phrase)
         rest = (after[end.end() :] if end else "") if hedge or denial else after
     if not firm:
         return Wording(text, text)
     for parts in (firm, undenied):
         parts.append(rest.strip(_LOOSE))
     stated, said = (" ".join(filter(None, parts)) for parts in (firm, undenied))
-    return Wording(text, stated, tuple(filter(None, (*open_, said if open_ else ""))))
+    left_open = filter(None, (*open_, said if open_ else ""))
+    return Wording(text, stated, tuple(left_open), tuple(filter(None, denied)))
