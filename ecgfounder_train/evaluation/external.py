@@ -17,7 +17,7 @@ from ecgfounder_train.core.pseudonyms import Secret
 from ecgfounder_train.core.untrusted import reject_unexpected
 from ecgfounder_train.evaluation.predict import predict_windows
 from ecgfounder_train.labels import Vocabulary
-from ecgfounder_train.labels.maps import LabelMap
+from ecgfounder_train.labels.maps import LabelMap, StatementCoverage
 from ecgfounder_train.loader.crops import check_crops
 from ecgfounder_train.metrics.predictions import Predictions
 from ecgfounder_train.records import EcgRecord, ProfiledRecord, read_record
@@ -41,6 +41,7 @@ class ExternalSet:
         read: Returns the recording at a record_path.
         secret: Fingerprint of the keys' secret.
         num_unanswered: Records left out because every answer is open.
+        coverage: Which statements bear on an evaluated label and which do not.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ExternalSet:
     label_map: LabelMap
     read: Callable[[str], EcgRecord]
     secret: str
+    coverage: StatementCoverage
     num_unanswered: int = 0
 
 
@@ -73,7 +75,11 @@ def open_external(
                 f"The source {name} has no records of split={split} "
                 f"(official parts: {', '.join(parts) or 'none; leave split= out'})."
             )
-    targets, observed = label_map.targets(frame["statements"].to_list(), frame["site"].to_list())
+    places = (f"{table.root}/{path}" for path in frame["record_path"])
+    sites = label_map.named_sites(frame["site"].to_list(), places)
+    frame = frame.with_columns(pl.Series("site", sites, pl.String))
+    statements = frame["statements"].to_list()
+    targets, observed = label_map.targets(statements, sites)
     answered: NDArray[np.bool_] = np.asarray(observed.any(axis=1))
     if not answered.any():
         raise UserError(
@@ -102,6 +108,7 @@ def open_external(
         label_map,
         read,
         secret.fingerprint,
+        label_map.coverage(statements),
         int((~answered).sum()),
     )
 

@@ -224,6 +224,7 @@ class ExternalTarget:
                 done.summary + left_out,
                 f"{len(label_map.entries)} of the model's {len(label_map.labels)} labels have an "
                 f"answer here (map {label_map.name}, {label_map.variant}).",
+                external.coverage.summary,
             ],
             {
                 "data": f"{external.name}, read from its records",

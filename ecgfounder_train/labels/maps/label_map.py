@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ecgfounder_train.core.csv_files import read_csv
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.fingerprints import fingerprint
-from ecgfounder_train.labels.maps.sites import check_sites, meant_sites
+from ecgfounder_train.labels.maps.sites import check_sites, meant_sites, named_site
 from ecgfounder_train.labels.maps.spelling import spelled
 from ecgfounder_train.labels.maps.wording import qualifies, read_wording, stops_reading
 from ecgfounder_train.labels.packing import unpack
@@ -30,6 +30,8 @@ AGREEMENTS = ("exact", "broader", "narrower", "proxy")
 VARIANTS = ("ours", "published")
 ANYTHING = ("*",)
 """In `leaves_open`: whatever is stated leaves the label open unless it implies or excludes it."""
+
+_MIN_SHOWN, _NUM_SHOWN = 10, 20
 
 Expression = tuple[tuple[str, ...], ...]
 
@@ -56,12 +58,20 @@ class StatementCoverage:
 
     @property
     def summary(self) -> str:
-        """Return how many statements, and how many different ones, bear on an evaluated label."""
+        """Return how many statements bear on an evaluated label, and the commonest that do not.
+
+        A statement may be free text: those made in fewer than ten records are counted only.
+        """
         used, unused = sum(self.matched.values()), sum(self.unmatched.values())
         different = len(self.matched) + len(self.unmatched)
+        common = [(s, n) for s, n in self.unmatched.items() if n >= _MIN_SHOWN][:_NUM_SHOWN]
+        named = ", ".join(f"{statement} ({count:,})" for statement, count in common)
+        others = len(self.unmatched) - len(common)
+        rest = f"{others:,} other{'s' if others != 1 else ''}" if others else ""
         return (
             f"{used:,} of {used + unused:,} statements ({len(self.matched):,} of {different:,} "
-            "different ones) bear on an evaluated label."
+            "different ones) bear on an evaluated label"
+            + (f"; not {' and '.join(filter(None, [named, rest]))}." if unused else ".")
         )
 
 
@@ -231,6 +241,17 @@ class LabelMap:
     @cached_property
     def _needs_sites(self) -> bool:
         return any(entry.unobserved_at for entry in self.entries)
+
+    def named_sites(
+        self, sites: Sequence[str | None], record_paths: Iterable[str]
+    ) -> list[str | None]:
+        """Return each record's site; one that is no site's name is looked for in the path."""
+        if not self._needs_sites:
+            return list(sites)
+        return [
+            named_site(self.data_set, site, path)
+            for site, path in zip(sites, record_paths, strict=True)
+        ]
 
     def targets(
         self, statements: Sequence[Sequence[str] | None], sites: Sequence[str | None] | None = None

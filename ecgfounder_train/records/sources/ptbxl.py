@@ -1,7 +1,8 @@
 """PTB-XL (Wagner et al., Scientific Data 2020, doi:10.1038/s41597-020-0495-6).
 
 A statement counts as present if it is a key of `scp_codes`, whatever its likelihood: 0.0 means that
-the likelihood is not known. The ten folds are disjoint in patients; the benchmark trains on 1-8,
+the likelihood is not known. The column `heart_axis`, where it is filled, is one more statement, such
+as `heart_axis=LAD`. The ten folds are disjoint in patients; the benchmark trains on 1-8,
 selects on 9 and tests on 10 (Strodthoff et al. 2020, doi:10.1109/JBHI.2020.3022989).
 """
 
@@ -72,6 +73,9 @@ class PtbxlSource:
                 # Keys of the dictionary as Python prints it: {'NORM': 100.0, 'LAO/LAE': 0.0}.
                 pl.col("scp_codes").str.extract_all(r"['\"][^'\"]+['\"]\s*:").alias("statements"),
                 clean_number("strat_fold").alias("fold"),
+                clean("heart_axis").alias("axis")
+                if "heart_axis" in columns
+                else pl.lit(None, pl.String).alias("axis"),
                 clean("recording_date").str.slice(0, 4).cast(pl.Int32, strict=False).alias("year")
                 if "recording_date" in columns
                 else pl.lit(None).alias("year"),
@@ -89,7 +93,12 @@ class PtbxlSource:
             .otherwise(pl.col("patient_id"))
             .alias("patient_id"),
             pl.when(pl.col("statements").list.len() > 0)
-            .then(pl.col("statements").list.eval(pl.element().str.strip_chars("'\": ")))
+            .then(
+                pl.concat_list(
+                    pl.col("statements").list.eval(pl.element().str.strip_chars("'\": ")),
+                    pl.concat_list(pl.lit("heart_axis=") + pl.col("axis")).list.drop_nulls(),
+                )
+            )
             .otherwise(None)
             .alias("statements"),
             pl.when(pl.col("fold").is_between(1, 8))
