@@ -29,7 +29,10 @@ def test_every_label_of_the_model_has_a_row_with_a_justification(name):
 
 
 def test_ptbxl_map_uses_only_statements_that_ptbxl_has():
-    axis = {f"heart_axis={value}" for value in ("MID", "LAD", "ALAD", "RAD", "ARAD", "AXL", "AXR", "SAG")}
+    axis = {
+        f"heart_axis={value}"
+        for value in ("MID", "LAD", "ALAD", "RAD", "ARAD", "AXL", "AXR", "SAG")
+    }
     known = {*label_names("ptbxl_all71"), *axis, "*"}
     for variant in ("ours", "published"):
         for entry in load("ecgfounder150.ptbxl", variant).entries:

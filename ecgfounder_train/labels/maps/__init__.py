@@ -8,7 +8,7 @@
 | `implies` | statements that make it positive; empty: the label is not evaluated |
 | `published` | the same as the original evaluation had it, mistakes included (`map=published`) |
 | `excludes` | statements that make it negative where `leaves_open` holds `*` |
-| `leaves_open` | statements after which the label may hold; `*`: also whatever is not in `excludes` |
+| `leaves_open` | statements after which the label may hold; `*`: also all not in `excludes` |
 | `unobserved_at` | sites that never state it, or whose statement of it is known to be wrong |
 | `agreement` | `exact`, `broader`, `narrower` or `proxy`: the statement against the label |
 | `justification` | the clinical reason, or why the label is not evaluated |

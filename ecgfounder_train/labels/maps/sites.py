@@ -42,8 +42,8 @@ def meant_sites(data_set: str, name: str | None) -> frozenset[str]:
     if key not in meant:
         raise UserError(
             f"The site {name or ''!r} is not one of {data_set}."
-            f"{did_you_mean(name or '', names)} The sites are {', '.join(names)}. Their folders are "
-            "looked for in the path of each record: set source.root to the folder that holds them."
+            f"{did_you_mean(name or '', names)} The sites are {', '.join(names)}. Their "
+            "folders are looked for in the path of each record: source.root is to hold them."
         )
     return meant[key]
 

@@ -1,4 +1,4 @@
-"""One spelling per term: hyphens, abbreviations, word order and plurals of a statement do not matter.
+"""One spelling per term of a statement, whatever its hyphens, abbreviations and word order.
 
 Carts write the same finding as "Ventricular-paced", "V-paced" and "ventricular paced", as "PVC(s)"
 and "ventricular premature complexes", as "Inferior/lateral MI" and "inferolateral infarct". The
@@ -12,9 +12,7 @@ from functools import lru_cache
 _WALLS = {"inf": ("infero", "inferior"), "ant": ("antero", "anterior"),
           "pos": ("postero", "posterior"), "sep": ("septo", "septal"),
           "lat": ("latero", "lateral")}  # fmt: skip
-_WALL = (
-    r"(?:inf(?:ero|erior)?|ant(?:ero|erior)?|post(?:ero|erior)?|sept(?:o|al)?|lat(?:ero|eral)?)"
-)
+_WALL = r"(?:inf(?:ero|erior)?|ant(?:ero|erior)?|post(?:ero|erior)?|sept(?:o|al)?|lat(?:ero|eral)?)"
 
 
 def _joined_walls(found: re.Match[str]) -> str:
@@ -27,7 +25,7 @@ _BEAT = r"(?: (?:complex(?:es)?|contractions?|beats?|depolari[sz]ations?))"
 _RULES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = tuple(
     (re.compile(pattern), term)
     for pattern, term in (
-        (r"\(s\)|'|’", ""),
+        (r"\(s\)|'|\u2019", ""),
         (r"\*\*\*|---", " "),
         # Conduction.
         (r"\batrio[- ]?ventricular\b|\ba\.?[- ]?v\.?(?=[- ](?:\w+[- ])?(?:block|conduct|dissoc|sequ"

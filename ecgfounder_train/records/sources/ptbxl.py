@@ -1,9 +1,9 @@
 """PTB-XL (Wagner et al., Scientific Data 2020, doi:10.1038/s41597-020-0495-6).
 
 A statement counts as present if it is a key of `scp_codes`, whatever its likelihood: 0.0 means that
-the likelihood is not known. The column `heart_axis`, where it is filled, is one more statement, such
-as `heart_axis=LAD`. The ten folds are disjoint in patients; the benchmark trains on 1-8,
-selects on 9 and tests on 10 (Strodthoff et al. 2020, doi:10.1109/JBHI.2020.3022989).
+the likelihood is not known. The column `heart_axis`, where filled, is one more statement, such as
+`heart_axis=LAD`. The ten folds are disjoint in patients; the benchmark trains on 1-8, selects on 9
+and tests on 10 (Strodthoff et al. 2020, doi:10.1109/JBHI.2020.3022989).
 """
 
 from collections import Counter
