@@ -379,7 +379,8 @@ class LabelMap:
     def coverage(self, statements: Sequence[Sequence[str] | None]) -> StatementCoverage:
         """Return which statements bear on an evaluated label and which do not, with counts."""
         counts = Counter(statement for cell in statements for statement in cell or ())
-        matched, unmatched = {}, {}
+        matched: dict[str, int] = {}
+        unmatched: dict[str, int] = {}
         for statement, count in counts.most_common():
             if self.vocabulary is not None:
                 bears = self.vocabulary.knows(statement)
