@@ -1,16 +1,6 @@
-"""What can be found out about a run before GPU hours are spent on it. See --help."""
+"""Check a run's machines, data and speed before GPU hours are spent on it. See --help."""
 
-from typing import Any
-
-from ecgfounder_train import app
-
-
-def main(config: dict[str, Any]) -> int:
-    """Examine; exit status 1 if a check fails."""
-    from ecgfounder_train.training.doctor import examine
-
-    return examine(config)
-
+from ecgfounder_train.app import run
 
 if __name__ == "__main__":
-    app.run("doctor", main)
+    run("doctor")

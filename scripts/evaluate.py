@@ -1,16 +1,6 @@
 """Predictions, intervals and report of a trained run on a split or an external set. See --help."""
 
-from typing import Any
-
-from ecgfounder_train import app
-
-
-def main(config: dict[str, Any]) -> None:
-    """Evaluate one run, or compare several."""
-    from ecgfounder_train.evaluation.run import evaluate
-
-    print(f"Report: {evaluate(config)}")
-
+from ecgfounder_train.app import run
 
 if __name__ == "__main__":
-    app.run("evaluate", main)
+    run("evaluate")

@@ -1,17 +1,6 @@
-"""Fine-tune a pretrained network on a table of answers, or go on. See --help."""
+"""Fine-tune a pretrained network on a table of answers, or resume. See --help."""
 
-from typing import Any
-
-from ecgfounder_train import app
-
-
-def main(config: dict[str, Any]) -> int:
-    """Fine-tune once, or once per share of the labels, way of starting and seed."""
-    from ecgfounder_train.finetuning.label_efficiency import label_efficiency
-    from ecgfounder_train.finetuning.session import finetune
-
-    return label_efficiency(config) if config["label_fractions"] else finetune(config)
-
+from ecgfounder_train.app import run
 
 if __name__ == "__main__":
-    app.run("finetune", main)
+    run("finetune")

@@ -1,20 +1,6 @@
-"""Probabilities (or logits, embeddings) of a trained model for anyone's ECGs. See --help."""
+"""Probabilities (or logits, embeddings) of a trained model for files of ECGs. See --help."""
 
-from typing import Any
-
-from ecgfounder_train import app
-
-
-def main(config: dict[str, Any]) -> None:
-    """Predict every recording that `input` means and write one table."""
-    from ecgfounder_train.inference.command import predict_files
-    from ecgfounder_train.weights.checkpoint import resolve_checkpoint
-
-    runs, run, which = config.pop("paths")["runs"], config.pop("run"), config.pop("checkpoint")
-    path = resolve_checkpoint(str(which), runs, run)
-    for line in predict_files(config, path, config.pop("device")):
-        print(line)
-
+from ecgfounder_train.app import run
 
 if __name__ == "__main__":
-    app.run("predict", main)
+    run("predict")

@@ -16,20 +16,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
-from typing import Any
-
-import submitit
+from typing import TYPE_CHECKING, Any
 
 from ecgfounder_train import app
 from ecgfounder_train.ablation.plan import Ablation, Sized, short_count
+from ecgfounder_train.core.commands import script_of
 from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.extras import needs
 from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.core.progress import format_duration
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.shards import ShardSet
 from ecgfounder_train.training.signals import StopRequest, stop_on_signals
 
-PRETRAIN = Path(__file__).resolve().parents[2] / "scripts" / "pretrain.py"
+if TYPE_CHECKING:
+    import submitit
 
 IRRELEVANT = ("paths", "resume", "hydra", "trainer", "logger", "checkpoint", "log_every_steps")
 """Sections in which a member may differ from what it was begun with and still be the same run."""
@@ -243,7 +244,7 @@ def train_in_process(arguments: Sequence[str], stop: StopRequest) -> int:
     forks = multiprocessing.get_context("forkserver")
     forks.set_forkserver_preload(["ecgfounder_train.training.pretrain", __name__])
     _start_server()
-    process = forks.Process(target=_be_pretrain, args=(list(arguments), str(PRETRAIN)))
+    process = forks.Process(target=_be_pretrain, args=(list(arguments), str(script_of("pretrain"))))
     process.start()
     told = False
     try:
@@ -307,7 +308,7 @@ class MemberJob:
             arguments = [*arguments, f"trainer.devices={tasks}", f"trainer.num_nodes={nodes}"]
         # A new session: the signals of the batch system reach the run through us, in order.
         self._process = subprocess.Popen(
-            [sys.executable, str(PRETRAIN), *arguments], start_new_session=True
+            [sys.executable, str(script_of("pretrain")), *arguments], start_new_session=True
         )
         status = self._process.wait()
         if status == 128 + signal.SIGTERM:
@@ -321,7 +322,9 @@ class MemberJob:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGUSR1)
             self._process.wait()
-        return submitit.helpers.DelayedSubmission(MemberJob(self.arguments))
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(MemberJob(self.arguments))
 
 
 def train_on_slurm(members: Sequence[Sized], launcher: Mapping[str, Any], folder: Path) -> int:
@@ -412,6 +415,8 @@ def _queued(ids: Sequence[str]) -> set[str]:
 
 
 def _executor(launcher: Mapping[str, Any], folder: Path) -> "submitit.AutoExecutor":
+    with needs("cluster", "hydra/launcher=submitit_slurm"):
+        import submitit
     retries = launcher.get("max_num_timeout") or 0
     try:
         executor = submitit.AutoExecutor(

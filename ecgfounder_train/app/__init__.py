@@ -1,7 +1,7 @@
-"""What every script shares: a config from the command line, a manual page, errors, exit codes.
+"""The command line: a config from overrides, a manual page, errors as messages, exit codes.
 
-`run("pretrain", main)` composes `configs/pretrain.yaml` with the overrides given, checks them, and
-calls `main(config)` with plain containers. The only module of the package that imports hydra.
+`run("pretrain")` composes `configs/pretrain.yaml` with the overrides given, checks them, and calls
+`commands.pretrain.main(config)` with plain containers. Only this package imports hydra.
 
 A single run is composed in this process rather than by `hydra.main`: the run directory comes from
 the run's name, not from Hydra, a mistyped command leaves no folder behind, and Lightning starts
@@ -13,6 +13,8 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from typing import Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
@@ -22,8 +24,8 @@ from ecgfounder_train.app.composition import CONFIGS, choices, compose_config, f
 from ecgfounder_train.app.manual import manual_page
 from ecgfounder_train.app.sections import check_settings
 from ecgfounder_train.app.sweeps import run_under_hydra
-from ecgfounder_train.core.commands import as_started, program
-from ecgfounder_train.core.errors import RejectedRecordError, UserError
+from ecgfounder_train.core.commands import COMMANDS, as_started, program
+from ecgfounder_train.core.errors import RejectedRecordError, UserError, did_you_mean
 from ecgfounder_train.core.interrupts import (
     INTERRUPTED,
     ctrl_c_as_exception,
@@ -32,7 +34,7 @@ from ecgfounder_train.core.interrupts import (
 )
 from ecgfounder_train.core.ranks import is_rank_zero, process_rank
 
-__all__ = ["CONFIGS", "choices", "compose_config", "leading_word", "manual_page", "run"]
+__all__ = ["CONFIGS", "choices", "compose_config", "main", "manual_page", "run"]
 
 # What the machine refuses is never our mistake alone; the place that met it need not foresee it.
 _REFUSED = {
@@ -57,9 +59,37 @@ _HYDRA_FLAGS = {
 
 Task = Callable[[dict[str, Any]], int | None]
 
+_WITH_WORD = ("ablate", "bench")
+"""Verbs whose first argument may be a word that says what to do."""
 
-def run(verb: str, task: Task) -> NoReturn:
-    """Run a script's task with the config its command line asks for, and exit.
+
+def main() -> NoReturn:
+    """Run `ecgfounder VERB ...`, the command that pip installs."""
+    verbs = sorted(path.stem for path in COMMANDS.glob("[a-z]*.py"))
+    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if verb in ("-h", "--help"):
+        print("ecgfounder VERB [key=value ...]; ecgfounder VERB --help shows every key.\n")
+        for name in verbs:
+            print(f"    {name:<10} {_first_docstring_line(name)}")
+        sys.exit(0)
+    if verb not in verbs:
+        print(f"error: There is no verb {verb!r}.{did_you_mean(verb, verbs)}", file=sys.stderr)
+        sys.exit(1)
+    # The verb's own file becomes the script: Lightning starts further ranks by it.
+    sys.argv = [str(COMMANDS / f"{verb}.py"), *sys.argv[2:]]
+    run(verb)
+
+
+def _first_docstring_line(verb: str) -> str:
+    return (COMMANDS / f"{verb}.py").read_text().split('"""')[1].splitlines()[0]
+
+
+def run(verb: str, task: Task | None = None) -> NoReturn:
+    """Run a verb with the config its command line asks for, and exit.
+
+    Args:
+        verb: Name of a module of `commands` and of its config file.
+        task: What runs instead of that module's `main`.
 
     Exit status: 0 done, 1 a mistake or a refusal of the machine (no permission, a full disk) that
     the message explains, 130 interrupted.
@@ -68,6 +98,7 @@ def run(verb: str, task: Task) -> NoReturn:
     # are of no use to who runs this, and bury what is.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     tolerate_closed_pipes()
+    task = task or _main_of(verb)
     arguments = sys.argv[1:]
     if undecodable := [item for item in arguments if not _is_utf8(item)]:
         shown = os.fsencode(undecodable[0]).decode(errors="backslashreplace")
@@ -94,11 +125,15 @@ def run(verb: str, task: Task) -> NoReturn:
     sys.exit(_guarded(verb, task, lambda: compose_config(verb, arguments)))
 
 
-def leading_word() -> str | None:
-    """Take a script's leading word (`bench.py loader`) out of the command line."""
+def _main_of(verb: str) -> Task:
+    """Return the `main` of a verb, with the leading word of the command line if it takes one."""
+    task: Task = import_module(f"ecgfounder_train.commands.{verb}").main
+    if verb not in _WITH_WORD:
+        return task
+    word = None
     if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-"):
-        return sys.argv.pop(1)
-    return None
+        word = sys.argv.pop(1)
+    return partial(task, word=word)
 
 
 def _guarded(verb: str, task: Task, composed: Callable[[], DictConfig]) -> int:

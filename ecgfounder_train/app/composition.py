@@ -57,6 +57,11 @@ def compose_config(verb: str, overrides: list[str]) -> DictConfig:
                 config[str(parsed.key_or_group)] = parsed.value()
             missing = sorted(set(_missing(config)) | _nulls(verb, config))
         except (HydraException, OmegaConfBaseException) as error:
+            if "hydra/launcher/submitit" in str(error):
+                raise UserError(
+                    "hydra/launcher=submitit_slurm needs the package hydra-submitit-launcher, "
+                    "which is not installed: pip install 'ecgfounder_train[cluster]'"
+                ) from error
             raise UserError(first_line(error)) from error
     if missing:
         needed = " ".join(f"{key}=..." for key in missing)

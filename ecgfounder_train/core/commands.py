@@ -9,12 +9,22 @@ from pathlib import Path
 DEFAULT_PATHS = {"runs": "outputs/runs", "ablations": "outputs/ablations"}
 """Defaults of the `paths` section: a command needs to name other folders only."""
 
+COMMANDS = Path(__file__).resolve().parents[1] / "commands"
+"""Folder of the verbs' modules, which are scripts too."""
+
 _PLAIN = re.compile(r"[\w./:@%+*?-]+( [\w./:@%+*?-]+)*")
 
 
 def program(verb: str) -> str:
     """Return how this process's kind of start runs a verb: the script, or `ecgfounder VERB`."""
     return f"ecgfounder {verb}" if _is_installed_command() else f"python scripts/{verb}.py"
+
+
+def script_of(verb: str) -> Path:
+    """Return the file that runs a verb in a process of its own."""
+    script = COMMANDS.parents[1] / "scripts" / f"{verb}.py"
+    is_checkout = script.is_file() and not _is_installed_command()
+    return script if is_checkout else COMMANDS / f"{verb}.py"
 
 
 def as_started(text: str) -> str:
@@ -25,9 +35,9 @@ def as_started(text: str) -> str:
 
 
 def _is_installed_command() -> bool:
-    # `ecgfounder`, or `python -m ecgfounder_train`.
+    # `app.main` makes the verb's file in the package the script.
     start = Path(sys.argv[0])
-    return start.stem == "ecgfounder" or start.parent.name == "ecgfounder_train"
+    return start.stem == "ecgfounder" or start.parent.resolve() == COMMANDS
 
 
 def command(

@@ -22,7 +22,8 @@ from typing import Any
 INTERRUPTED = 130
 """Exit status of a process that Ctrl-C ended, as a shell reports it."""
 
-_SCRIPTS = Path(__file__).parents[2] / "scripts"
+_PACKAGE = Path(__file__).resolve().parents[1]
+_SCRIPTS = (_PACKAGE.parent / "scripts", _PACKAGE / "commands")
 _IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
 _ASK_AGAIN_S = 0.05
 _owed = {"exception": False}
@@ -89,7 +90,7 @@ def end_script_at_ctrl_c() -> None:
     Nothing changes for a program or notebook of somebody else, nor where the signal is ignored.
     """
     script = Path(sys.argv[0])
-    ours = script.parent.name == _SCRIPTS.name and script.parent.resolve() == _SCRIPTS.resolve()
+    ours = script.stem == "ecgfounder" or script.parent.resolve() in _SCRIPTS
     if ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
 

@@ -6,6 +6,7 @@ Nothing here sends anything. A folder is uploaded by its owner: `hf upload ORG/N
 from pathlib import Path
 
 from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.extras import needs
 from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.inference import EcgModel, load_model
 from ecgfounder_train.weights.bundle import DESCRIPTION_FILE, WEIGHTS_FILE
@@ -38,8 +39,9 @@ def find_pretrained(
     if local.exists():
         return local
     # Half a second of import that a local folder does not need.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    with needs("export", "A model of the hub"):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError
 
     try:
         found = snapshot_download(

@@ -10,6 +10,7 @@ import torch
 
 from ecgfounder_train.core.commands import command
 from ecgfounder_train.core.errors import UserError, did_you_mean
+from ecgfounder_train.core.extras import needs
 from ecgfounder_train.core.files import atomic_file, sha256_file
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.export import card, hub, official
@@ -161,9 +162,10 @@ def _write_onnx(
     config: Mapping[str, Any],
     notes: list[str],
 ) -> tuple[dict[str, str], list[str]]:
-    import onnx
+    with needs("export", "format=onnx"):
+        import onnx
 
-    from ecgfounder_train.export.onnx_graph import build_graph
+        from ecgfounder_train.export.onnx_graph import build_graph
 
     model = build_graph(trained, precision, str(config["onnx"]["statistics"]))
     with atomic_file(folder / ONNX_FILE) as handle:
@@ -210,7 +212,8 @@ def compare_onnx(trained: TrainedModel, path: Path) -> float:
 
     Over several batch sizes and lengths, with padding, on synthetic signals.
     """
-    import onnxruntime
+    with needs("export", "The check of an ONNX file"):
+        import onnxruntime
 
     lead_i = trained.of_lead_i()
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfounder_train.core.errors import RejectedRecordError, RejectReason
+from ecgfounder_train.core.extras import needs
 from ecgfounder_train.records.header import SignalSpec, header_error
 
 FLAC_BITS = {508: 8, 516: 16, 524: 24}
@@ -294,7 +295,8 @@ class SignalFile:
 
     def _flac(self) -> Any:
         """Return the open FLAC file, after the checks that its decoder does not make."""
-        import soundfile
+        with needs("formats", "A record in FLAC"):
+            import soundfile
 
         handle = os.fdopen(self._open(), "rb")
         try:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from ecgfounder_train.core.config import parse_settings
 from ecgfounder_train.core.errors import UserError, did_you_mean
+from ecgfounder_train.core.extras import needs
 from ecgfounder_train.core.private_files import open_private_folder
 from ecgfounder_train.records.profiles import SignalProfile
 from ecgfounder_train.shards.plan import PlannedShard
@@ -253,8 +254,9 @@ class DaskEngine:
         self._told = time.monotonic()
 
     def __enter__(self) -> "DaskEngine":
-        import dask
-        from distributed import Client
+        with needs("cluster", f"executor={self.options.kind}"):
+            import dask
+            from distributed import Client
 
         # What a killed parent leaves behind must end soon; a lost worker's task is simply rerun.
         settings = {
@@ -319,8 +321,8 @@ class DaskEngine:
             if self.options.encrypt:
                 raise UserError(
                     "executor.encrypt=true needs the package cryptography: pip install "
-                    "cryptography. (With executor.encrypt=false whoever reaches this machine's "
-                    "ports can run code as you.)"
+                    "'ecgfounder_train[cluster]'. (With executor.encrypt=false anyone who can "
+                    "reach this machine's ports can run code as you.)"
                 ) from None
             print(
                 "warning: the package cryptography is not installed; workers talk unencrypted and "
@@ -352,8 +354,9 @@ class DaskEngine:
             raise
 
     def _slurm_cluster(self, security: Any) -> Any:
-        from dask_jobqueue.slurm import SLURMCluster, SLURMJob
-        from distributed.core import Status
+        with needs("cluster", "executor=slurm"):
+            from dask_jobqueue.slurm import SLURMCluster, SLURMJob
+            from distributed.core import Status
 
         options = self.options
         if shutil.which("sbatch") is None:

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from typing_extensions import override
 
 from ecgfounder_train.core.errors import UserError, did_you_mean
+from ecgfounder_train.core.extras import needs
 from ecgfounder_train.core.run_directory import RunDirectory
 
 KINDS = ("csv", "tensorboard", "wandb")
@@ -59,7 +60,8 @@ def _keep_host_out_of_file_names() -> None:
 def _wandb(
     config: Mapping[str, Any], run: RunDirectory, hyperparameters: Mapping[str, Any]
 ) -> Logger:
-    import wandb
+    with needs("wandb", "logger=wandb"):
+        import wandb
 
     # Without an account wandb asks for one on the terminal, or raises on a compute node.
     mode = config.get("mode") or ("online" if _has_account() else "offline")

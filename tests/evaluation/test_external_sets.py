@@ -1,7 +1,7 @@
 """Published data sets in their own layouts, through scripts/evaluate.py with tiny trained runs."""
 
 import csv
-import importlib.util
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ import pytest
 import torch
 import wfdb
 from omegaconf import OmegaConf
-from tiny_set import REPOSITORY, build, tiny_config
+from tiny_set import build, tiny_config
 
 from ecgfounder_train.app import compose_config
 from ecgfounder_train.core.errors import UserError
@@ -71,10 +71,7 @@ def opened(config, run):
 
 def call(verb, config):
     """Call what the script calls once its command line is read."""
-    spec = importlib.util.spec_from_file_location(f"_{verb}", REPOSITORY / f"scripts/{verb}.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    script.main(config)
+    importlib.import_module(f"ecgfounder_train.commands.{verb}").main(config)
 
 
 def evaluate(folder, run, name, root, *more):

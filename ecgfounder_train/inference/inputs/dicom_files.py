@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfounder_train.core.errors import RejectedRecordError, RejectReason
+from ecgfounder_train.core.extras import needs
 from ecgfounder_train.inference.inputs.reading import (
     MAX_LEADS,
     InputFormat,
@@ -90,7 +91,8 @@ def read(path: Path, item: str, options: InputOptions) -> SourceRecord:
 
 
 def _parsed(path: Path) -> Any:
-    import pydicom
+    with needs("formats", "A DICOM file"):
+        import pydicom
 
     content = regular_file_bytes(path)
     if _DEFLATED in content[:4096]:

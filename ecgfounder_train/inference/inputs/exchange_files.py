@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ecgfounder_train.core.errors import RejectedRecordError, RejectReason, UserError
+from ecgfounder_train.core.errors import RejectedRecordError, RejectReason
+from ecgfounder_train.core.extras import needs
 from ecgfounder_train.inference.inputs.reading import (
     InputFormat,
     InputOptions,
@@ -76,14 +77,9 @@ def read(path: Path, item: str, options: InputOptions) -> SourceRecord:
 
 
 def _parsed(path: Path) -> tuple[Any, list[warnings.WarningMessage]]:
-    try:
+    with needs("formats", "An SCP-ECG, Philips or Mortara XML, MFER or Kardia file"):
         from ecgdatakit.exceptions import CorruptedFileError, UnsupportedFormatError
         from ecgdatakit.parsing import FileParser
-    except ImportError as error:
-        raise UserError(
-            "SCP-ECG, Philips and Mortara XML, MFER and Kardia files need the package ecgdatakit: "
-            "pip install ecgdatakit."
-        ) from error
     try:
         with _ONE_AT_A_TIME, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfounder_train.core.errors import RejectedRecordError, RejectReason
+from ecgfounder_train.core.extras import needs
 from ecgfounder_train.core.untrusted import (
     MAX_RECORDS_PER_FILE,
     check_hdf5_dataset,
@@ -128,7 +129,8 @@ def _read_group(content: "_Content", item: str, options: InputOptions) -> Source
 
 
 def _opened(path: Path) -> Any:
-    import h5py
+    with needs("formats", "An HDF5 file"):
+        import h5py
 
     try:
         return h5py.File(path, "r", locking=False)

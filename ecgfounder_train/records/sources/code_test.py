@@ -16,6 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ecgfounder_train.core.errors import RejectedRecordError, RejectReason, UserError
+from ecgfounder_train.core.extras import needs
 from ecgfounder_train.records.record import EcgRecord
 from ecgfounder_train.records.sources.table import (
     SourceTable,
@@ -224,7 +225,8 @@ def open_hdf5(path_or_url: str, storage_options: Options | None = None) -> Any:
     Raises:
         UserError: It is absent or no HDF5 file, or its storage does not answer.
     """
-    import h5py
+    with needs("formats", "An HDF5 file"):
+        import h5py
 
     with reading(path_or_url):
         if is_remote(path_or_url):
