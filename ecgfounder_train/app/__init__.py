@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -127,13 +127,13 @@ def run(verb: str, task: Task | None = None) -> NoReturn:
 
 def _main_of(verb: str) -> Task:
     """Return the `main` of a verb, with the leading word of the command line if it takes one."""
-    task: Task = import_module(f"ecgfounder_train.commands.{verb}").main
-    if verb not in _WITH_WORD:
-        return task
-    word = None
-    if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-"):
-        word = sys.argv.pop(1)
-    return partial(task, word=word)
+    task = import_module(f"ecgfounder_train.commands.{verb}").main
+    if verb in _WITH_WORD:
+        word = None
+        if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-"):
+            word = sys.argv.pop(1)
+        task = partial(task, word=word)
+    return cast(Task, task)
 
 
 def _guarded(verb: str, task: Task, composed: Callable[[], DictConfig]) -> int:

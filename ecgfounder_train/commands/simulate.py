@@ -29,7 +29,7 @@ def write_gallery(config: dict[str, Any]) -> None:
 
     pictures = gallery.write_gallery(
         config["gallery"],
-        lambda *strip: strip_png(strip_figure(*strip, mark="Simulated")),
+        lambda *strip: strip_png(strip_figure(*strip, mark="Simulated")),  # type: ignore[misc]
         int(config["seed"]),
     )
     total_kb = sum(picture.stat().st_size for picture in pictures) / 1000

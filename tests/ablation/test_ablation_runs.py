@@ -267,7 +267,7 @@ def test_rate_of_a_larger_network_follows_the_power_rule(
     [
         (["optimizer.lr_rule=mup"], "optimizer.lr_rule='mup' is unknown"),
         (["optimizer.lr_rule=power"], "needs optimizer.lr_reference_parameters"),
-        (["optimizer.lr_exponent=0.3"], "not between -1 and 0"),
+        (["optimizer.lr_exponent=0.3"], "at least -1 and at most 0"),
     ],
 )
 def test_rule_without_what_it_needs_is_refused(
