@@ -12,13 +12,13 @@ import tiny_set as tiny
 
 from ecgfounder_train.catalog import Catalog, CatalogFacts
 from ecgfounder_train.catalog.facts import (
-    PARTS,
     count_dimensions,
     count_prevalence,
     count_together,
 )
 from ecgfounder_train.core.errors import RejectReason, UserError
 from ecgfounder_train.core.private_files import private_folder
+from ecgfounder_train.core.splits import SPLITS
 from ecgfounder_train.data_report import (
     REPORT_NAME,
     STRIPS_NAME,
@@ -127,7 +127,7 @@ def facts_of(
     """Return the facts of a catalog, with other prevalences if they are given."""
     if said is not None:
         return CatalogFacts({}, labels, "source", {"source": said}, {}, [[0]])
-    numbers = {part: number for number, part in enumerate(PARTS)}
+    numbers = {part: number for number, part in enumerate(SPLITS)}
     parts = catalog["split"].replace_strict(numbers, return_dtype=pl.UInt8).to_numpy()
     packed = [
         np.frombuffer(b"".join(catalog[name]), np.uint8).reshape(len(catalog), -1)
@@ -195,7 +195,7 @@ def test_every_dimension_adds_up_to_the_manifest(prepared) -> None:  # type: ign
     rejects = pl.read_csv(private_folder(shards) / "rejects.csv")["record_key"].cast(pl.String)
     records = count_records(catalog.frame, rejects, opened)
     totals = opened.manifest.totals
-    assert sum(records.totals[part] for part in PARTS) == totals.written
+    assert sum(records.totals[part] for part in SPLITS) == totals.written
     assert sum(records.totals.values()) == totals.found
     for rows in records.dimensions.values():
         for column in COLUMNS:
