@@ -60,7 +60,10 @@ def _error_number(error: BaseException) -> int:
 
 
 _NUMBER_IN_TEXT = re.compile(r"\(os error (\d+)\)")
-_WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+_WRITE_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
+    *(errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE),
+}
 
 
 def sync_folder(folder: Path) -> None:
