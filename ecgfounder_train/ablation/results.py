@@ -207,13 +207,19 @@ def _curves(
 ) -> tuple[float, dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]]:
     """Return the hours of training and the curves of metrics.csv."""
     seconds, before = 0.0, 0.0
-    with open(run.metrics_file, newline="", encoding="utf-8") as handle:
-        for row in csv.DictReader(handle):
-            rate = float(row.get("ecg_per_s") or 0)
-            if rate > 0:
-                seen = float(row["samples_seen"])
-                seconds += (seen - before) / rate
-                before = seen
+    try:
+        with open(run.metrics_file, newline="", encoding="utf-8") as handle:
+            for row in csv.DictReader(handle):
+                rate = float(row.get("ecg_per_s") or 0)
+                if rate > 0:
+                    seen = float(row["samples_seen"])
+                    seconds += (seen - before) / rate
+                    before = seen
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise UserError(
+            f"{run.metrics_file} is damaged ({type(error).__name__}: {error}). Restore it from a "
+            "backup, or train this member again."
+        ) from error
     curves, _ = read_training_log(run.metrics_file)
     return seconds / SECONDS_PER_HOUR, dict(curves)
 

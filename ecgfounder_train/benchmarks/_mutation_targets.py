@@ -85,8 +85,8 @@ def _recordings(folder: Path, further: Sequence[Path], profile: SignalProfile) -
     with h5py.File(made / "packed.h5", "w") as file:
         data = file.create_dataset("ecg", data=ecg, compression="gzip", chunks=(12, 500))
         data.attrs["fs"], data.attrs["leads"] = _FS, ",".join(STANDARD_LEADS)
-    leads = dict(zip(STANDARD_LEADS, ecg[:, :1500], strict=True))
-    columns = {"time": np.arange(1500) / _FS, **leads}
+    leads = dict(zip(STANDARD_LEADS, ecg, strict=True))
+    columns = {"time": np.arange(ecg.shape[1]) / _FS, **leads}
     pl.DataFrame(columns).write_csv(made / "table.csv")
     for name, form in (("plain", "16"), ("packed", "212")):
         wfdb.wrsamp(

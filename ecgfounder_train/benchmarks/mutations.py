@@ -71,6 +71,8 @@ def run(settings: Settings) -> Outcome:
     with tempfile.TemporaryDirectory(dir=settings.folder, prefix="mutations-") as folder:
         further = sorted(Path(settings.files).iterdir()) if settings.files else []
         targets = genuine_targets(Path(folder), [path for path in further if path.is_file()])
+        for target in targets:
+            assert target.read(), f"{target.name} is not read before it is damaged"
         results = _results(targets, settings)
     total = sum(sum(result.counts.values()) for result in results)
     survived = sum(result.counts[kind] for result in results for kind in SURVIVED)

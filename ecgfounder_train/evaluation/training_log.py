@@ -4,6 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
+from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.figures.training import Series, without_gaps
 
 _X_COLUMNS = {"samples_seen": "samples seen", "global_step": "optimizer steps", "epoch": "epoch"}
@@ -16,7 +17,15 @@ def read_training_log(path: Path | str | None) -> tuple[dict[str, Series], str]:
     """
     if path is None or not Path(path).is_file() or not Path(path).stat().st_size:
         return {}, ""
-    text = pl.read_csv(path, infer_schema=False, truncate_ragged_lines=True)
+    try:
+        text = pl.read_csv(
+            path, infer_schema=False, truncate_ragged_lines=True, encoding="utf8-lossy"
+        )
+    except pl.exceptions.PolarsError as error:
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}). Move it away: the report then has no "
+            "training curves."
+        ) from error
     frame = text.select(pl.all().cast(pl.Float64, strict=False))
     x_name = next((name for name in _X_COLUMNS if name in frame.columns), None)
     if x_name is None:

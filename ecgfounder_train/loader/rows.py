@@ -1,5 +1,6 @@
 """Which index rows a split has, and what stands in them, in memory that does not grow with them."""
 
+import errno
 import mmap
 import os
 import weakref
@@ -81,7 +82,7 @@ class IndexRows:
         """Return a copy of these rows of the index.
 
         Raises:
-            UserError: The index file was cut under way.
+            UserError: The index file cannot be read, or was cut.
         """
         if self._file is None:
             return self._index[rows]
@@ -90,10 +91,13 @@ class IndexRows:
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self._index):
             raise IndexError(f"rows beyond the {len(self._index):,} of the index")
         into = entries.view(np.uint8).data
-        for place, offset in enumerate((self._first + rows * size).tolist()):
-            if os.preadv(self._file, [into[place * size : (place + 1) * size]], offset) != size:
-                raise UserError(
-                    "The index of the shards was cut while it was read. Run prepare again with the "
-                    "same arguments: it restores the index."
-                )
+        try:
+            for place, offset in enumerate((self._first + rows * size).tolist()):
+                if os.preadv(self._file, [into[place * size : (place + 1) * size]], offset) != size:
+                    raise OSError(errno.EIO, "it was cut while it was read")
+        except OSError as error:
+            raise UserError(
+                f"The index of the shards cannot be read: {error.strerror}. Check the disk, then "
+                "run prepare again with the same arguments: it restores the index."
+            ) from error
         return entries

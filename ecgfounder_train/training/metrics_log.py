@@ -88,10 +88,10 @@ class MetricsLog:
 
 def _rows_until(path: Path, samples_seen: int, columns: Sequence[str]) -> list[dict[str, Any]]:
     kept = []
-    with open(path, newline="", encoding="utf-8") as handle:
-        for row in csv.DictReader(handle):
+    with open(path, newline="", encoding="utf-8", errors="replace") as handle:
+        for row in csv.DictReader(line.replace("\0", "") for line in handle):
             # A row cut by a kill misses columns or holds text that is no number.
-            if None in row.values() or not (row.get("samples_seen") or "").isdigit():
+            if None in row.values() or not (row.get("samples_seen") or "").isdecimal():
                 continue
             if int(row["samples_seen"]) <= samples_seen:
                 kept.append({name: row.get(name, "") for name in columns})

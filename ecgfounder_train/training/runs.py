@@ -16,6 +16,7 @@ from typing import Any
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.fingerprints import machine_fingerprint
 from ecgfounder_train.core.run_directory import COMMAND_MARK
+from ecgfounder_train.core.untrusted import error_kind
 
 FORMATS = ("table", "csv", "json")
 STATES = ("training", "complete", "stopped", "failed", "stale")
@@ -29,7 +30,7 @@ class RunStatus:
     Attributes:
         run: Its name.
         state: `training`; `complete`; `stopped` on request; `failed` by an error; `stale`: it says
-            that it trains, but nobody does.
+            that it trains, but nobody does; `damaged`: its files hold nonsense.
         samples_seen: Samples trained on, as far as metrics.csv knows.
         progress: Share of the budget.
         monitor: What `best` measures.
@@ -72,7 +73,7 @@ def list_runs(folder: Path | str, stale_after_s: float = 1800.0) -> list[RunStat
     found = sorted(path.parent for path in folder.glob("*/config.yaml"))
     # Files of a cluster's file system answer slowly, and many at a time.
     with ThreadPoolExecutor(16) as pool:
-        runs = list(pool.map(lambda path: _status(path, stale_after_s), found))
+        runs = list(pool.map(lambda path: _status_or_damage(path, stale_after_s), found))
     return sorted(runs, key=lambda item: item.written, reverse=True)
 
 
@@ -94,6 +95,18 @@ def show(runs: Iterable[RunStatus], kind: str) -> str:
     if kind != "table":
         raise UserError(f"format={kind!r} is unknown." + did_you_mean(kind, FORMATS))
     return _table(rows)
+
+
+def _status_or_damage(path: Path, stale_after_s: float) -> RunStatus:
+    """Return a run's status; one whose files hold nonsense must not hide the others."""
+    try:
+        return _status(path, stale_after_s)
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        reason = f"run.json or metrics.csv is damaged ({error_kind(error)})"
+        return RunStatus(
+            run=path.name, state="damaged", samples_seen=0, total_samples=0, progress=0.0,
+            monitor="", best=None, ecg_per_s=None, written="", model="", reason=reason, resume="",
+        )  # fmt: skip
 
 
 def _status(path: Path, stale_after_s: float) -> RunStatus:
@@ -165,7 +178,7 @@ def _last_row(path: Path) -> dict[str, str]:
     """Return the last whole row of metrics.csv that says how fast the run is, else the last."""
     try:
         with open(path, "rb") as handle:
-            header = handle.readline().decode().strip().split(",")
+            header = handle.readline().decode(errors="replace").strip().split(",")
             size = handle.seek(0, os.SEEK_END)
             handle.seek(max(size - _TAIL_BYTES, 0))
             lines = handle.read().decode(errors="replace").splitlines()

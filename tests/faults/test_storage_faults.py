@@ -36,9 +36,13 @@ def _failing(number: int) -> Callable[..., int]:
 
 def test_sample_on_a_bad_sector_is_named(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "preadv", _failing(errno.EIO))
-    with pytest.raises(BadSampleError, match="cannot be read: Input/output error"):
+    with pytest.raises(UserError, match="index of the shards cannot be read: Input/output error"):
         SampleReader(shards).read(shards.rows("train"))
-    report = SampleReader(shards, on_bad_sample="report").read(shards.rows("train"))
+    rows = shards.rows("train")
+    entries, ecg = np.array(shards.index[rows]), np.empty((1, 12, 1000), np.int16)
+    with pytest.raises(BadSampleError, match="cannot be read: Input/output error"):
+        SampleReader(shards).read_into(ecg, rows, entries)
+    report = SampleReader(shards, on_bad_sample="report").read_into(ecg, rows, entries)
     assert report.bad == [0]
 
 
