@@ -104,7 +104,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
         *("source.patient_column=patient", "source.statement_columns=[codes]"),
         *("source.statement_separator=';'", "source.age_column=age"),
     ]
-    labels = f"labels.vocabulary={scene.base / 'vocabulary.csv'}"
+    labels = f"labels.name={scene.base / 'vocabulary.csv'}"
     scene.run(
         "prepare", *source, labels, "signal.fs=100", f"shards={scene.shards}",
         "build.records_per_shard=10", "build.max_reject_share=1", "executor=inline",
