@@ -16,7 +16,6 @@ from ecgfounder_train.catalog.exclusions import (
     Selection,
     named_by_end,
     points_outside,
-    record_names,
 )
 from ecgfounder_train.catalog.facts import (
     CatalogFacts,
@@ -38,6 +37,7 @@ from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.labels.kernels import NOT_COUNTED
 from ecgfounder_train.records.sources import SourceTable
 from ecgfounder_train.records.sources.rows import CONTRADICTION, IDENTITY
+from ecgfounder_train.records.sources.selection import record_names
 
 CATALOG_COLUMNS: dict[str, pl.DataType] = {
     "record_path": pl.String(),
@@ -167,7 +167,7 @@ def build_catalog(
         table.select(
             pl.col("own_hash").alias("patient_hash"),
             pl.col("patient_hash").alias("canonical_hash"),
-            *("split", "site", "year"),
+            *("split", "fold", "site", "year"),
         ),
         other_ids,
     )
@@ -552,6 +552,8 @@ def _warnings(summary: Mapping[str, Any]) -> tuple[str, ...]:
                 "they are rejected as contradictory_rows" if column in IDENTITY else "it is unknown"
             )
             warnings.append(f"{number:,} records have rows that differ in {column}: {outcome}.")
+    if unknown := counts.get("selected_entries_unknown", 0):
+        warnings.append(f"{unknown:,} entries of source.records fit nothing in this source.")
     for what in ("records", "patients"):
         unknown = summary["excluded"][f"{what}_unknown"]
         if unknown:

@@ -11,6 +11,7 @@ from ecgfounder_train.catalog.patients import canonical_patients
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.fingerprints import fingerprint
 from ecgfounder_train.core.pseudonyms import Secret
+from ecgfounder_train.records.sources.selection import clean_record_names
 
 _CHUNK_RECORDS = 500_000
 
@@ -101,15 +102,6 @@ def _section(config: object, key: str) -> Mapping[str, Any]:
     return config or {}
 
 
-def record_names(records: pl.DataFrame) -> pl.DataFrame:
-    """Return the names that a list of records may use: `record_id`, `record_path` and the stem."""
-    return records.select(
-        "record_id",
-        "record_path",
-        pl.col("record_path").str.split("/").list.last().alias("stem"),
-    )
-
-
 def named_by_end(paths: pl.Series, entries: Collection[str]) -> tuple[list[int], set[str]]:
     """Return the rows whose path ends with the folders and name of an entry, and those entries."""
     ends: dict[str, list[str]] = {}
@@ -144,12 +136,11 @@ def _read(file: str, key: str, as_path: bool) -> frozenset[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{key}={file} cannot be read: {error}.") from error
     entries = pl.Series([line for line in lines if not line.startswith("#")], dtype=pl.String)
-    entries = entries.str.strip_chars().str.strip_chars('"')
     if as_path:
-        entries = entries.str.replace(r"(?i)\.(hea|dat|mat)$", "").str.replace(r"^(\./|/)+", "")
+        found = frozenset(clean_record_names(entries))
     else:
-        entries = entries.str.replace(r"^(\d+)\.0+$", "$1")
-    found = frozenset(entries.filter(entries != "").to_list())
+        entries = entries.str.strip_chars().str.strip_chars('"').str.replace(r"^(\d+)\.0+$", "$1")
+        found = frozenset(entries.filter(entries != "").to_list())
     if not found:
         raise UserError(f"{key}={file} holds no entry. Leave it out, or name the right file.")
     return found

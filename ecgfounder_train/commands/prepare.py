@@ -13,6 +13,7 @@ def main(config: dict[str, Any]) -> None:
     from ecgfounder_train.labels import Vocabulary
     from ecgfounder_train.records import SignalProfile
     from ecgfounder_train.records.sources import open_source
+    from ecgfounder_train.records.sources.presence import require_files
     from ecgfounder_train.shards import BuildOptions, ExecutorOptions, build_shards
     from ecgfounder_train.splits import PatientSplit
 
@@ -28,6 +29,9 @@ def main(config: dict[str, Any]) -> None:
     private, name = open_private_folder(config["private"]), str(config["source"]["name"])
     print(f"Reading the tables of {name} ...", flush=True)
     table = source.read()
+    share = options.share_of("missing_header")
+    if missing := require_files(table, share, options.min_rejects, private):
+        print(f"warning: {missing}", flush=True)
     secret = load_or_create_secret(config["secret"])
     catalog = build_catalog(table, vocabulary, secret, split, source_name=name, selection=selection)
     print(catalog.description, flush=True)

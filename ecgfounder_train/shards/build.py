@@ -126,6 +126,10 @@ class BuildOptions:
             raise UserError("build.max_reject_share and its exceptions must lie between 0 and 1.")
         return options
 
+    def share_of(self, reason: str) -> float:
+        """Return the share of all records that may be rejected for a reason."""
+        return float(self.max_reject_share_by_reason.get(reason, self.max_reject_share))
+
     @property
     def drawing(self) -> Drawing:
         """How records are drawn to shards."""

@@ -9,11 +9,12 @@ from typing import Any
 import polars as pl
 
 from ecgfounder_train.core.csv_files import write_frame
-from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.errors import RejectReason, UserError
 from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.shards.plan import REJECT_COLUMNS
 
 REJECTS_NAME = "rejects.csv"
+MISSING_FILES = (RejectReason.MISSING_HEADER.value, RejectReason.MISSING_SIGNAL_FILE.value)
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,15 @@ class Ledger:
             raise UserError(
                 f"{count} of {self.found} records ({count / self.found:.1%}) are rejected as "
                 f"{reason}, more than build.{key}={share} allows. Most often: "
-                f"{details.most_common(1)[0][0]!r}. {self.path} lists them. Mend the archive and "
-                f"run again with build.retry_rejected=true, or raise build.{key}."
+                f"{details.most_common(1)[0][0]!r}. {self.path} lists them. "
+                + (
+                    "Fetch the missing files and run again with build.retry_rejected=true, or "
+                    "prepare the part that is there: source.records=LIST|'GLOB' (PTB-XL also "
+                    "source.folds=[...])."
+                    if reason in MISSING_FILES
+                    else "Repair the archive and run again with build.retry_rejected=true, or "
+                    f"raise build.{key}."
+                )
             )
 
     def write(self) -> None:

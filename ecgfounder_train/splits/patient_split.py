@@ -31,7 +31,7 @@ from ecgfounder_train.core.splits import SPLITS
 
 KINDS: dict[str, tuple[str, ...]] = {
     "patient_hash": ("seed", "test_fraction", "val_fraction"),
-    "official": (),
+    "official": ("val_folds", "test_folds"),
     "site": ("seed", "val_fraction", "test_sites", "train_sites"),
     "year": ("seed", "val_fraction", "test_from_year", "val_from_year"),
     "list": ("file", "unlisted"),
@@ -63,6 +63,10 @@ class PatientSplit:
     test_sites: Sequence[str] = ()
     train_sites: Sequence[str] = ()
     """Sites to train on; none named: all that are no test sites. Other sites have no part."""
+    val_folds: Sequence[int] = ()
+    """Numbers of the source's folds to validate on; none named: the source's own choice."""
+    test_folds: Sequence[int] = ()
+    """Likewise to test on. Folds in neither list are for training."""
     test_from_year: int | None = None
     val_from_year: int | None = None
     file: str | None = None
@@ -91,6 +95,13 @@ class PatientSplit:
             is_list = isinstance(sites, Sequence) and not isinstance(sites, str)
             if not is_list or not all(isinstance(site, str) for site in sites):
                 raise UserError(f"split.{key}={sites} must be a list of sites, such as [I0006].")
+        for key in ("val_folds", "test_folds"):
+            folds = getattr(self, key)
+            is_list = isinstance(folds, Sequence) and not isinstance(folds, str)
+            if not is_list or not all(type(fold) is int for fold in folds):
+                raise UserError(f"split.{key}={folds} must be a list of fold numbers, such as [9].")
+        if both := sorted(set(self.val_folds) & set(self.test_folds)):
+            raise UserError(f"split.val_folds and split.test_folds both name {both[0]}.")
         if self.kind == "patient_hash":
             train = (1 - self.test_fraction) * (1 - self.val_fraction)
             if train < 0.5:
@@ -154,6 +165,10 @@ class PatientSplit:
             if key.endswith("_fraction"):
                 value = float(value)
             elif key.endswith("_sites"):
+                value = sorted(value)
+            elif key.endswith("_folds"):
+                if not value:  # as before there was a choice
+                    continue
                 value = sorted(value)
             elif key == "file":
                 continue
@@ -229,14 +244,50 @@ class PatientSplit:
                 "Use split=patient_hash, or name the column that holds them "
                 "(source.split_column of source=wfdb_folder)."
             )
+        if self.val_folds or self.test_folds:
+            records = self._by_fold_number(records)
         wrong = set(records["split"].drop_nulls().unique()) - set(SPLITS)
         if wrong:
             raise UserError(
-                f"The source's folds are named {', '.join(sorted(wrong))}; splits are named "
-                f"{', '.join(SPLITS)}."
+                f"The source's folds are named {', '.join(sorted(wrong)[:12])}; splits are named "
+                f"{', '.join(SPLITS)}. Of numbered folds name those to validate and test on: "
+                "split.val_folds=[9] split.test_folds=[10]."
             )
         part = pl.col("split").cast(pl.Enum(SPLITS)).to_physical().cast(pl.UInt8).alias("part")
         return records.select("canonical_hash", part).unique()
+
+    def _by_fold_number(self, records: pl.DataFrame) -> pl.DataFrame:
+        """Return the records with `split` by the chosen folds; others as the source has them."""
+        fold = pl.col("fold")
+        present = sorted(records["fold"].drop_nulls().unique()) if "fold" in records.columns else []
+        if not present:
+            raise UserError(
+                "split.val_folds and split.test_folds need numbered folds, which this source does "
+                "not have (source=ptbxl does, and source.split_column of a table with numbers)."
+            )
+        for number in (*self.val_folds, *self.test_folds):
+            if number not in present:
+                raise UserError(
+                    f"There is no fold {number} in this source (its folds: "
+                    f"{', '.join(map(str, present[:20]))})."
+                )
+        own = pl.col("split")
+        # Without a choice for a part, the source's own stays, unless its name is a number.
+        keep_val = (own == "val") if not self.val_folds else pl.lit(False)
+        keep_test = (own == "test") if not self.test_folds else pl.lit(False)
+        chosen = (
+            pl.when(fold.is_in(list(self.test_folds)))
+            .then(pl.lit("test"))
+            .when(fold.is_in(list(self.val_folds)))
+            .then(pl.lit("val"))
+            .when(keep_test)
+            .then(pl.lit("test"))
+            .when(keep_val)
+            .then(pl.lit("val"))
+            .when(fold.is_not_null())
+            .then(pl.lit("train"))
+        )
+        return records.with_columns(chosen.alias("split"))
 
     def _check_present(self, records: pl.DataFrame) -> None:
         if self.kind == "year":

@@ -36,7 +36,7 @@ class MimicSource:
 
     REMOTE_FILES: ClassVar = ("*.csv",)
     root: Path
-    records: str = "record_list.csv"
+    record_list: str = "record_list.csv"
     reports: str = "machine_measurements.csv"
 
     def read(self) -> SourceTable:
@@ -63,13 +63,13 @@ class MimicSource:
         path = self.root / name
         if not path.is_file():
             raise UserError(
-                f"{path} does not exist. source.root must be the folder of MIMIC-IV-ECG that holds "
-                f"{self.records} and {self.reports}; for one without them use source=wfdb_folder."
+                f"{path} does not exist. source.root must be the folder of MIMIC-IV-ECG with "
+                f"{self.record_list} and {self.reports}; for another use source=wfdb_folder."
             )
         return *scan_strings(path), path
 
     def _studies(self) -> pl.DataFrame:
-        frame, columns, path = self._table(self.records)
+        frame, columns, path = self._table(self.record_list)
         study, subject, place = (
             find_column(columns, [name], path) for name in ("study_id", "subject_id", "path")
         )

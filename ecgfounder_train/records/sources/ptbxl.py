@@ -7,6 +7,7 @@ and tests on 10 (Strodthoff et al. 2020, doi:10.1109/JBHI.2020.3022989).
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -38,6 +39,8 @@ class PtbxlSource:
     REMOTE_FILES: ClassVar = ("*.csv",)
     root: Path
     rate: int = 100
+    folds: Sequence[int] = ()
+    """Folds to prepare; none named: all ten."""
 
     def read(self) -> SourceTable:
         """Return one row per line of `ptbxl_database.csv`.
@@ -46,6 +49,8 @@ class PtbxlSource:
             UserError: No table, a column of it missing, or no recordings at this rate.
         """
         check_choice("rate", self.rate, _FILE_COLUMNS)
+        for fold in self.folds:
+            check_choice("folds", fold, range(1, 11))
         path = self.root / "ptbxl_database.csv"
         if not path.is_file():
             raise UserError(
@@ -72,7 +77,7 @@ class PtbxlSource:
                 pl.lit(self.rate).alias("fs"),
                 # Keys of the dictionary as Python prints it: {'NORM': 100.0, 'LAO/LAE': 0.0}.
                 pl.col("scp_codes").str.extract_all(r"['\"][^'\"]+['\"]\s*:").alias("statements"),
-                clean_number("strat_fold").alias("fold"),
+                clean_number("strat_fold").cast(pl.Int16, strict=False).alias("fold"),
                 clean("heart_axis").alias("axis")
                 if "heart_axis" in columns
                 else pl.lit(None, pl.String).alias("axis"),
@@ -85,6 +90,10 @@ class PtbxlSource:
         unknown_patient = pl.col("patient_id").is_null()
         counts = Counter({"rows": table.height})
         table = gather_rows(table, "record_id", counts)
+        if self.folds:
+            height = table.height
+            table = table.filter(pl.col("fold").is_in(list(self.folds)))
+            counts["records_not_selected"] = height - table.height
         counts["patient_unknown_record_stands_in"] = table.filter(unknown_patient).height
         counts["without_statement"] = table.filter(pl.col("statements").list.len() == 0).height
         records = table.lazy().with_columns(

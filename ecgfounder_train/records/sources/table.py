@@ -26,13 +26,15 @@ RECORD_COLUMNS: dict[str, pl.DataType] = {
     "fs": pl.Float32(),
     "statements": pl.List(pl.String()),
     "split": pl.String(),
+    "fold": pl.Int16(),
     "reject_reason": pl.String(),
 }
 """Columns of a source's table.
 
-`record_path` is relative to the root and has no extension; `statements` null means that nobody read
-the recording; `split` is the source's own fold; `reject_reason` is set where the source itself
-rules a record out (a `core.errors.RejectReason` value).
+`record_path` is relative to the root and has no extension; `statements` null means that the
+recording was not interpreted; `split` is the source's own train, val or test, and `fold` its number
+of the fold where it has numbered ones; `reject_reason` is set where the source itself rules a
+record out (a `core.errors.RejectReason` value).
 """
 
 
@@ -101,9 +103,10 @@ def open_source(config: Mapping[str, Any]) -> Source:
     """Return the source that `config` names, with its settings checked.
 
     Args:
-        config: `name`, `root` (a folder or an fsspec URL), `storage_options` for a URL, and the
-            settings of that source. With `based_on` the module of that name reads it, and `name` is
-            what reports, manifests and pseudonyms call the data set.
+        config: `name`, `root` (a folder or an fsspec URL), `storage_options` for a URL, `records`
+            (a part: list, file or glob), and the settings of that source. With `based_on` the
+            module of that name reads it, and `name` is what reports, manifests and pseudonyms call
+            the data set.
 
     Raises:
         UserError: Unknown source or setting, or a root that is missing, empty or not a folder.
@@ -119,6 +122,12 @@ def open_source(config: Mapping[str, Any]) -> Source:
     source = importlib.import_module(f"{__package__}.{module}").SOURCE
     valid: dict[str, Any] = {item.name: item for item in fields(source)}
     settings = {str(key): config[key] for key in config if key not in ("name", "based_on")}
+    chosen = settings.pop("records", None)
+    if chosen is not None:
+        from ecgfounder_train.records.sources.selection import SelectedSource, read_selection
+
+        entries = read_selection(chosen)  # a missing list must not wait for the tables
+        return SelectedSource(open_source({**config, "records": None}), entries)
     for key in settings:
         if key not in valid and key != "storage_options":
             raise UserError(
@@ -168,7 +177,10 @@ def _check_type(key: str, value: Any, hint: Any) -> None:
         kinds = {Sequence}
     if Path in kinds:
         return
-    if Sequence in kinds:
+    if hint == Sequence[int]:
+        if not isinstance(value, Sequence) or not all(type(v) is int for v in value):
+            raise UserError(f"source.{key}={value} must be a list of numbers, such as [1,8,9].")
+    elif Sequence in kinds:
         listed = [value] if isinstance(value, str | None) else value
         if not isinstance(listed, Sequence) or not all(isinstance(v, str | None) for v in listed):
             raise UserError(f"source.{key}={value} must be a list of names, such as [a,b].")

@@ -218,7 +218,8 @@ class WfdbFolderSource:
             "age_years": (self.age_column, clean_number),
             "sex": (self.sex_column, clean_sex),
             "site": (self.site_column, clean),
-            "split": (self.split_column, clean),
+            "split": (self.split_column, clean_id),
+            "fold": (self.split_column, _fold_number),
         }
         for name, (column, cleaned) in optional.items():
             if column is None:
@@ -269,6 +270,10 @@ class WfdbFolderSource:
         return cell.str.extract_all(self.statement_pattern).list.eval(
             pl.element().str.extract(self.statement_pattern, 1)
         )
+
+
+def _fold_number(column: str) -> pl.Expr:
+    return clean_id(column).cast(pl.Int16, strict=False)
 
 
 _HEADER_SCHEMA: dict[str, pl.DataType] = {
