@@ -113,8 +113,8 @@ class PatientSplit:
         elif self.kind == "site":
             if not self.test_sites:
                 raise UserError("split.test_sites is empty: name the sites to hold out.")
-            if both := sorted(set(self.test_sites) & set(self.train_sites)):
-                raise UserError(f"split.test_sites and split.train_sites both name {both[0]}.")
+            if twice := sorted(set(self.test_sites) & set(self.train_sites)):
+                raise UserError(f"split.test_sites and split.train_sites both name {twice[0]}.")
         elif self.kind == "year":
             first_test = _year("test_from_year", self.test_from_year)
             first_val = self.val_from_year
