@@ -32,7 +32,6 @@ from ecgfounder_train.core.fingerprints import fingerprint
 from ecgfounder_train.core.pseudonyms import Secret
 from ecgfounder_train.core.splits import SPLITS
 from ecgfounder_train.core.text_columns import text_hashes
-from ecgfounder_train.core.text_order import text_order
 from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.labels.kernels import NOT_COUNTED
 from ecgfounder_train.records.sources import SourceTable
@@ -402,7 +401,7 @@ def _sorted(
     path = table["record_path"]
     order = None
     if path.null_count() or not path.is_sorted():
-        order = pl.Series(text_order(path))
+        order = path.arg_sort()
         path = path.gather(order)
     # Neighbours now: a hash set of ten million paths takes a gigabyte.
     same = path.eq_missing(path.shift(1)).fill_null(False).to_numpy().copy()

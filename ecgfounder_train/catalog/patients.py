@@ -1,10 +1,9 @@
-"""Who is who: one canonical id per patient, and a hash of it for the split."""
+"""Canonical patient ids by the merge history, and the hash that the split draws by."""
 
+import hashlib
 from collections.abc import Iterable
 
 import polars as pl
-
-from ecgfounder_train.core.sha256 import sha256_numbers
 
 
 def canonical_patients(merges: pl.DataFrame | None) -> dict[str, str]:
@@ -44,4 +43,9 @@ def patient_hashes(patients: pl.Series | Iterable[str]) -> pl.Series:
     The hash is not secret and never leaves the catalog: ids of nine digits can be tried out.
     """
     texts = patients if isinstance(patients, pl.Series) else pl.Series(list(patients))
-    return sha256_numbers(texts.cast(pl.String))
+    sha256 = hashlib.sha256
+    numbers = [
+        None if text is None else int.from_bytes(sha256(text.encode()).digest()[:8])
+        for text in texts.cast(pl.String).to_list()
+    ]
+    return pl.Series(texts.name, numbers, dtype=pl.UInt64)
