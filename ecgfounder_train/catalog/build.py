@@ -87,7 +87,7 @@ class Catalog:
     unknown_statements: pl.DataFrame | None = field(default=None, compare=False)
     """Statements no label knows, with their counts (private: may be free text)."""
     joined_patients: pl.DataFrame | None = field(default=None, compare=False)
-    """Patients whose ids fell into several parts (private)."""
+    """Patients whose ids or records fell into several splits (private)."""
     facts: CatalogFacts | None = field(default=None, compare=False)
     """Counts for the data report (private until small cells are suppressed)."""
     files_left_out: pl.DataFrame | None = field(default=None, compare=False)

@@ -14,13 +14,15 @@ from ecgfounder_train.core.fingerprints import canonical_json
 
 FORMAT_VERSION = 1
 UNKNOWN_NAME = "unknown_statements.csv"
+JOINED_NAME = "joined_patients.csv"
 _KEY = "ecgfounder_train.catalog"
 
 
 def write_catalog(path: Path | str, catalog: Catalog) -> Path:
     """Write the catalog so that it is whole or absent, and return its path.
 
-    Its facts, the statements that no label knows and the files left out go beside it.
+    Its facts, the statements that no label knows, the patients whom a merge joined over several
+    splits, and the files left out go beside it.
     """
     header = {
         "format_version": FORMAT_VERSION,
@@ -39,7 +41,19 @@ def write_catalog(path: Path | str, catalog: Catalog) -> Path:
     if catalog.files_left_out is not None:
         with atomic_file(Path(path).with_name(LEFT_OUT_NAME)) as handle:
             write_frame(catalog.files_left_out, handle)
+    if catalog.joined_patients is not None:
+        with atomic_file(Path(path).with_name(JOINED_NAME)) as handle:
+            write_frame(_joined_patients(catalog.frame, catalog.joined_patients), handle)
     return Path(path)
+
+
+def _joined_patients(frame: pl.DataFrame, joined: pl.DataFrame) -> pl.DataFrame:
+    """Return key, the splits that the ids or records fell into, and the split of each patient."""
+    hashes = pl.col("canonical_hash").alias("patient_hash")
+    listed = joined.select(hashes, pl.col("parts").alias("splits"), "part")
+    keys = frame.select("patient_hash", "patient_key").join(listed, on="patient_hash", how="semi")
+    named = listed.join(keys.unique(), on="patient_hash", how="left")
+    return named.select("patient_key", "splits", pl.col("part").alias("split")).sort("patient_key")
 
 
 def read_catalog(path: Path | str) -> Catalog:

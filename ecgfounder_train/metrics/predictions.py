@@ -168,21 +168,6 @@ class Predictions:
             observed=self.observed[:, chosen],
         )
 
-    def require(self, fingerprints: Mapping[str, str]) -> None:
-        """Refuse to be compared with something made under other settings.
-
-        Raises:
-            UserError: A fingerprint known on both sides differs.
-        """
-        for name, expected in fingerprints.items():
-            found = self.fingerprints.get(name)
-            if found is not None and found != expected:
-                raise UserError(
-                    f"The predictions were made with another {name.replace('_', ' ')} "
-                    f"({found}) than asked for ({expected}). Predict again with "
-                    f"the same {name.replace('_', ' ')}."
-                )
-
     def _check(self) -> None:
         duplicates = [label for label in set(self.labels) if self.labels.count(label) > 1]
         if duplicates:

@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-MATLAB_HEADER_BYTES = 24
-
 
 def quantise(signal: NDArray[np.float32], gain: float, baseline: int = 0) -> NDArray[np.int16]:
     """Return digital samples, time first. Shape: (L, T) mV -> (T, L). Non-finite becomes -32768."""

@@ -19,7 +19,6 @@ from ecgfounder_train.core.run_directory import COMMAND_MARK
 from ecgfounder_train.core.untrusted import error_kind
 
 FORMATS = ("table", "csv", "json")
-STATES = ("training", "complete", "stopped", "failed", "stale")
 _TAIL_BYTES = 8192
 
 

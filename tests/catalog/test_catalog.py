@@ -1,6 +1,7 @@
 """The catalog: every record in it, totals that add up, patients merged, nothing half-written."""
 
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from ecgfounder_train.catalog import (
     read_catalog,
     write_catalog,
 )
+from ecgfounder_train.catalog.patients import patient_hashes
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.pseudonyms import Secret
 from ecgfounder_train.labels import Vocabulary, unpack
@@ -54,6 +56,11 @@ def build(
     table: SourceTable, split: PatientSplit | None = None, secret: Secret = SECRET
 ) -> Catalog:
     return build_catalog(table, VOCABULARY, secret, split or PatientSplit(), source_name="test")
+
+
+def hashed(ids: list[str]) -> pl.DataFrame:
+    hashes = patient_hashes(ids)
+    return pl.DataFrame({"patient_hash": hashes, "canonical_hash": hashes})
 
 
 def adds_up(catalog: Catalog) -> bool:
@@ -233,6 +240,21 @@ def test_a_written_catalog_reads_back_equal(tmp_path: Path, heedb: SourceTable) 
             for name in ("statement_texts", "exclusions", "max_records_per_patient")
         },
     }
+
+
+def test_patients_joined_over_splits_are_listed_beside_the_catalog(tmp_path: Path) -> None:
+    ids = [str(number) for number in range(40)]
+    merges = list(pairwise(ids[:12]))  # a chain of a dozen ids
+    catalog = build(source_table([record(f"r{i}", i, ["22"]) for i in ids], merges))
+    write_catalog(tmp_path / "catalog.parquet", catalog)
+    listed = pl.read_csv(tmp_path / "joined_patients.csv")
+    assert listed.columns == ["patient_key", "splits", "split"]
+    assert listed.height == catalog.summary["patients_joined_across_parts"] == 1
+    key, splits, split = listed.row(0)
+    assert key == SECRET.patient_key("test", "0")
+    own = set(PatientSplit().assign(hashed(ids[:12])).parts.cast(pl.String))
+    assert set(splits.split("+")) == own and len(own) > 1
+    assert catalog.frame.filter(patient_key=key)["split"].unique().to_list() == [split]
 
 
 def test_missing_cut_and_foreign_catalog_files_are_refused(tmp_path: Path) -> None:

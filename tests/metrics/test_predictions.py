@@ -90,12 +90,6 @@ def test_predictions_that_do_not_fit_are_refused(changes, message):
         make(**changes)
 
 
-def test_predictions_of_another_vocabulary_are_refused():
-    make().require({"vocabulary": "abc", "split": "unknown here"})
-    with pytest.raises(UserError, match=r"another vocabulary \(abc\) than asked for \(xyz\)"):
-        make().require({"vocabulary": "xyz"})
-
-
 def test_missing_cut_and_foreign_files_are_refused_with_a_remedy(tmp_path):
     with pytest.raises(UserError, match="No prediction file"):
         read_predictions(tmp_path / "absent.parquet")
