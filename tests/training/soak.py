@@ -1,6 +1,6 @@
 """Soak: a run that is killed, stopped and robbed of shards over and over, and what it lost.
 
-A synthetic archive is prepared and trained on. At random moments the run is killed (all ranks, or
+At random moments the run is killed (all ranks, or
 one), asked to stop by SIGTERM or SIGUSR1, and started again by the same command; meanwhile a shard
 is damaged, one truncated and one deleted, which `data.on_bad_sample=quarantine` has to bear. The
 last part is left alone, to see what memory does.
@@ -17,7 +17,6 @@ import random
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -27,23 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from soak_life import live
+from tiny_set import TINY_MODEL
 
-from ecgfounder_train.benchmarks import Outcome
-from ecgfounder_train.benchmarks._archive import prepared
-from ecgfounder_train.benchmarks._soak_life import live
-from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import PARTIAL_MARK
 from ecgfounder_train.core.run_directory import RunDirectory
-from ecgfounder_train.shards import BuildOptions, ShardSet
-from ecgfounder_train.splits import PatientSplit
+from ecgfounder_train.shards import ShardSet
 
-_NETWORK = (
-    "model=net1d_1m",
-    "+model.widths=[16,32]",
-    "+model.depths=[1,1]",
-    "+model.base_filters=8",
-    "+model.stage_strides=[4,4]",
-)
 _PATIENCE_S = 600.0
 """A start or a stop that takes longer than this hangs, also on a machine that does much else."""
 _MOST_DAMAGED = 3
@@ -57,27 +46,20 @@ class Settings:
     """How long, and how rough.
 
     Args:
-        minutes: Length of the training; preparing comes on top.
+        minutes: Length of the training.
         ranks: Processes that train together.
-        num_patients: Of the synthetic archive.
         life_s: Mean seconds between a life's first step and its end.
         quiet_share: Share of the time at the end in which nothing happens.
         global_batch_size: Samples per step.
-        folder: Where everything is made, and stays; None: a temporary folder.
-        seed: Of archive, moments and victims.
+        seed: Of moments and victims.
     """
 
     minutes: float = 60.0
     ranks: int = 2
-    num_patients: int = 300
     life_s: float = 60.0
     quiet_share: float = 0.25
     global_batch_size: int = 32
-    folder: str | None = None
     seed: int = 0
-
-
-SMALL: dict[str, Any] = {"minutes": 0.7, "ranks": 1, "num_patients": 60, "life_s": 5.0}
 
 
 @dataclass
@@ -106,36 +88,20 @@ class _Soak:
     """The first life that began when all damage had been done."""
 
 
-def run(settings: Settings) -> Outcome:
-    """Return what was lost, doubled and leaked.
+def run(settings: Settings, folder: Path, shards: ShardSet) -> dict[str, Any]:
+    """Return what was trained on, lost and leaked. The shards are damaged: give copies.
 
     `ratio` is the share of sample visits that were exact: each sample of an epoch once.
 
     Raises:
-        UserError: The run failed, hung, or lost something; the message says what.
+        AssertionError: The run failed, hung, or lost something; the message says what.
     """
-    with tempfile.TemporaryDirectory(prefix="bench-soak-") as temporary:
-        folder = Path(settings.folder or temporary)
-        shards = _shards(folder, settings)
-        run_directory = RunDirectory(folder / "runs" / "soak")
-        soak = _Soak(settings, folder, shards, run_directory, random.Random(settings.seed))
-        (folder / "ledger").mkdir(parents=True, exist_ok=True)
-        start = time.monotonic()
-        _train(soak)
-        minutes = (time.monotonic() - start) / 60
-        return _outcome(soak, minutes)
-
-
-def _shards(folder: Path, settings: Settings) -> ShardSet:
-    """Return the shards of a synthetic archive, made if need be."""
-    if (folder / "runs").is_dir():
-        raise UserError(
-            f"soak.folder={folder} holds an earlier soak, whose shards are damaged. Name an empty "
-            "folder, or delete it."
-        )
-    archive = {"num_patients": settings.num_patients, "seed": settings.seed}
-    # Small shards, so that a few of them can go.
-    return prepared(folder, archive, PatientSplit(), BuildOptions(records_per_shard=20))
+    run_directory = RunDirectory(folder / "runs" / "soak")
+    soak = _Soak(settings, folder, shards, run_directory, random.Random(settings.seed))
+    (folder / "ledger").mkdir(parents=True)
+    start = time.monotonic()
+    _train(soak)
+    return _outcome(soak, (time.monotonic() - start) / 60)
 
 
 def _arguments(soak: _Soak) -> list[str]:
@@ -145,7 +111,7 @@ def _arguments(soak: _Soak) -> list[str]:
         f"shards={soak.shards.folder}",
         f"paths.runs={soak.run.path.parent}",
         f"run={soak.run.name}",
-        *_NETWORK,
+        *TINY_MODEL,
         "model.dropout=0.1",
         "schedule=constant",
         "augmentation=shift_gain_mixup",
@@ -245,14 +211,14 @@ class _Job:
         """Return the exit statuses of all ranks.
 
         Raises:
-            UserError: One of them does not end.
+            AssertionError: One of them does not end.
         """
         deadline = time.monotonic() + _PATIENCE_S
         for rank in self.ranks:
             rank.join(deadline - time.monotonic())
         life = self.soak.lives[-1]
         if any(rank.is_alive() for rank in self.ranks):
-            raise UserError(
+            raise AssertionError(
                 f"Life {life.number} did not end after {life.ending} in {_PATIENCE_S:.0f} s: "
                 f"{self._said()}"
             )
@@ -262,11 +228,11 @@ class _Job:
         """Raise if a rank ended that nobody had asked to.
 
         Raises:
-            UserError: Says what it printed last.
+            AssertionError: Says what it printed last.
         """
         for place, rank in enumerate(self.ranks):
             if not rank.is_alive():
-                raise UserError(
+                raise AssertionError(
                     f"Rank {place} of life {self.soak.lives[-1].number} ended with "
                     f"{rank.exitcode}, and nobody had asked it to: {self._said()}"
                 )
@@ -291,13 +257,13 @@ class _Job:
         """Return when the first step has begun.
 
         Raises:
-            UserError: It does not begin.
+            AssertionError: It does not begin.
         """
         deadline = time.monotonic() + _PATIENCE_S
         while not self.has_begun():
             self.require_alive()
             if time.monotonic() > deadline:
-                raise UserError(f"The soak's run made no step in {_PATIENCE_S:.0f} s.")
+                raise AssertionError(f"The soak's run made no step in {_PATIENCE_S:.0f} s.")
             time.sleep(0.05)
 
 
@@ -340,7 +306,7 @@ def _stop(soak: _Soak, job: _Job, number: signal.Signals) -> None:
         os.kill(rank.pid, number)
     statuses = job.wait()
     if begun and set(statuses) != {128 + number}:
-        raise UserError(f"After {number.name} the soak's ranks ended with {statuses}.")
+        raise AssertionError(f"After {number.name} the soak's ranks ended with {statuses}.")
 
 
 def _damage(soak: _Soak) -> None:
@@ -348,7 +314,7 @@ def _damage(soak: _Soak) -> None:
     names = [entry.name for entry in soak.shards.manifest.shards if entry.split == "train"]
     left = [name for name in names if name not in soak.damaged]
     if len(left) < 2:
-        raise UserError("soak.num_patients is too small: there are too few shards to damage.")
+        raise AssertionError("There are too few shards to damage.")
     name = soak.rng.choice(left)
     number = [entry.name for entry in soak.shards.manifest.shards].index(name)
     path, index = soak.shards.shard_path(number), soak.shards.index
@@ -413,7 +379,7 @@ def _counted(soak: _Soak, lines: list[_Line]) -> dict[str, Any]:
     """Count the visits of each sample in each whole epoch.
 
     Raises:
-        UserError: A step, a sample or a damaged row is missing, doubled or wrong.
+        AssertionError: A step, a sample or a damaged row is missing, doubled or wrong.
     """
     per_step = 2 * soak.settings.ranks
     steps = Counter(line.step for line in lines)
@@ -421,7 +387,9 @@ def _counted(soak: _Soak, lines: list[_Line]) -> dict[str, Any]:
     # The last step may have been under way when the run was stopped.
     wrong = [step for step in range(last) if steps[step] != per_step]
     if wrong:
-        raise UserError(f"Step {wrong[0]} has {steps[wrong[0]]} micro-batches, not {per_step}.")
+        raise AssertionError(
+            f"Step {wrong[0]} has {steps[wrong[0]]} micro-batches, not {per_step}."
+        )
     index, rows = soak.shards.index, soak.shards.rows("train")
     contents = np.asarray(index["xxh3"])[rows].tolist()
     due = Counter(contents)
@@ -433,20 +401,22 @@ def _counted(soak: _Soak, lines: list[_Line]) -> dict[str, Any]:
         default=sys.maxsize,
     )
     if not whole:
-        raise UserError("The soak did not come to the end of an epoch: raise soak.minutes.")
+        raise AssertionError("The soak did not come to the end of an epoch: raise its minutes.")
     visits = lost_visits = 0
     for epoch in whole:
         here = [line for line in lines if line.epoch == epoch]
         seen = Counter(content for line in here for content in line.seen)
         lost = Counter(row for line in here for row in line.lost)
         if max(lost.values(), default=1) > 1 or not set(lost) <= all_damaged:
-            raise UserError(f"Epoch {epoch} quarantined a sample twice, or a sound one.")
+            raise AssertionError(f"Epoch {epoch} quarantined a sample twice, or a sound one.")
         if epoch >= first_damaged and set(lost) != all_damaged:
-            raise UserError(f"Epoch {epoch} quarantined {len(lost)} of {len(all_damaged)} rows.")
+            raise AssertionError(
+                f"Epoch {epoch} quarantined {len(lost)} of {len(all_damaged)} rows."
+            )
         missing = due - seen - Counter(of_row[row] for row in lost)
         doubled = seen + Counter(of_row[row] for row in lost) - due
         if missing or doubled:
-            raise UserError(
+            raise AssertionError(
                 f"Epoch {epoch}: {missing.total()} samples were not trained on, "
                 f"{doubled.total()} more than once."
             )
@@ -474,7 +444,7 @@ def _memory(soak: _Soak, lines: list[_Line]) -> dict[str, Any]:
         mine = [line for line in lines if (line.life, line.rank) == (last, rank)]
         mine = mine[len(mine) // 3 :]
         if len(mine) < 10:
-            raise UserError("The undisturbed part was too short: raise soak.minutes.")
+            raise AssertionError("The undisturbed part was too short: raise its minutes.")
         resident = np.array([line.resident for line in mine], float)
         steps = np.array([line.step for line in mine], float)
         slopes.append(float(np.polyfit(steps, resident, 1)[0]))
@@ -495,7 +465,7 @@ def _metrics(soak: _Soak) -> dict[str, Any]:
     """Return what metrics.csv ends with.
 
     Raises:
-        UserError: A row is missing, doubled or not finite.
+        AssertionError: A row is missing, doubled or not finite.
     """
     import csv
 
@@ -505,14 +475,14 @@ def _metrics(soak: _Soak) -> dict[str, Any]:
     validated = [row for row in rows if row["val/loss"]]
     steps = [int(row["global_step"]) for row in trained]
     if steps != list(range(5, 5 * len(steps) + 1, 5)):
-        raise UserError("metrics.csv misses a row of training, or has one twice.")
+        raise AssertionError("metrics.csv misses a row of training, or has one twice.")
     seen = [int(row["samples_seen"]) for row in validated]
     if len(set(seen)) != len(seen) or not validated:
-        raise UserError("metrics.csv has a validation twice, or none.")
+        raise AssertionError("metrics.csv has a validation twice, or none.")
     values = [row[name] for row in trained for name in ("train/loss", "train/grad_norm", "lr")]
     values += [row[name] for row in validated for name in ("val/loss", "val/macro_auroc")]
     if not np.isfinite(np.array(values, float)).all():
-        raise UserError("metrics.csv holds a value that is not finite.")
+        raise AssertionError("metrics.csv holds a value that is not finite.")
     return {
         "rows": len(rows),
         "validations": len(validated),
@@ -522,58 +492,38 @@ def _metrics(soak: _Soak) -> dict[str, Any]:
     }
 
 
-def _outcome(soak: _Soak, minutes: float) -> Outcome:
+def _outcome(soak: _Soak, minutes: float) -> dict[str, Any]:
     everything = _ledger(soak)
     first_steps = {life.number: life.first_step for life in soak.lives}
     for life in soak.lives:
         begun = [line.step for line in everything if line.life == life.number]
         if begun and min(begun) != life.first_step:
-            raise UserError(f"Life {life.number} went on from step {min(begun)}, not its last one.")
+            raise AssertionError(
+                f"Life {life.number} went on from step {min(begun)}, not its last one."
+            )
     lines = effective(everything, first_steps)
     counts = _counted(soak, lines)
     state = json.loads(soak.run.state_file.read_text())
     done = [line for line in lines if line.step < state["global_step"]]
     consumed = sum(len(line.seen) + len(line.lost) for line in done)
     if consumed != state["samples_seen"]:
-        raise UserError(f"run.json counts {state['samples_seen']} samples, the ledger {consumed}.")
+        raise AssertionError(
+            f"run.json counts {state['samples_seen']} samples, the ledger {consumed}."
+        )
     lost = sum(len(line.lost) for line in done)
     if lost != state["faults"]["quarantined"]:
-        raise UserError(f"run.json counts {state['faults']} quarantined, the ledger {lost}.")
+        raise AssertionError(f"run.json counts {state['faults']} quarantined, the ledger {lost}.")
     leftovers = [path.name for path in soak.run.path.rglob(f"*{PARTIAL_MARK}*")]
     if leftovers:
-        raise UserError(f"Something half-written was left behind: {leftovers[0]}.")
+        raise AssertionError(f"Something half-written was left behind: {leftovers[0]}.")
     endings = Counter(life.ending for life in soak.lives)
-    record = {
+    return {
         "minutes": round(minutes, 1),
-        "ranks": soak.settings.ranks,
         "lives": len(soak.lives),
         "endings": dict(endings),
-        "lives_without_a_step": len(soak.lives) - len({line.life for line in everything}),
         "job_ended_after_lost_rank_s": round(max(soak.rank_losses_s, default=0.0), 1),
         "undone_micro_batches": len(everything) - len(lines),
         **counts,
         **_memory(soak, everything),
         **_metrics(soak),
     }
-    ends = ", ".join(f"{count} x {ending}" for ending, count in endings.items())
-    table = "\n".join(
-        (
-            f"{'minutes, ranks':<44}{minutes:.1f}, {soak.settings.ranks}",
-            f"{'starts of the command, and their ends':<44}{len(soak.lives)}: {ends}",
-            f"{'damaged on the way':<44}{', '.join(soak.damaged)}: "
-            f"{counts['damaged_samples']} samples",
-            f"{'whole epochs x samples':<44}{counts['epochs']} x {counts['samples_per_epoch']}",
-            f"{'trained on exactly once':<44}{counts['visits']:,}",
-            f"{'quarantined exactly once':<44}{counts['quarantined_visits']:,}",
-            f"{'lost, doubled':<44}0, 0",
-            f"{'micro-batches undone by kills, made again':<44}{record['undone_micro_batches']:,}",
-            f"{'growth of memory, undisturbed':<44}{record['resident_growth_bytes'] / 1e6:.1f} MB "
-            f"of {record['resident_bytes'] / 1e6:.0f} MB in {record['undisturbed_steps']:,} steps "
-            f"(slope {record['resident_bytes_per_step']:,.0f} bytes per step)",
-            f"{'growth of open files':<44}{record['open_files_growth']}",
-            f"{'loss, first and last row':<44}{record['first_loss']:.4f}, "
-            f"{record['last_loss']:.4f}",
-            f"{'best macro AUROC in validation':<44}{record['best_macro_auroc']:.4f}",
-        )
-    )
-    return Outcome(table, {"ratio": counts["ratio"], **record})

@@ -1,4 +1,7 @@
-"""The soak's own counting: it must find a sample that is lost or comes twice."""
+"""A run that is disturbed over and over trains on each sample once per epoch, by its own ledgers.
+
+The counting is tested first: it must find a sample that is lost or comes twice.
+"""
 
 import random
 from pathlib import Path
@@ -6,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soak
+from tiny_set import build
 
-from ecgfounder_train.benchmarks import run_benchmark, soak
-from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.run_directory import RunDirectory
-from ecgfounder_train.shards import ShardSet
+from ecgfounder_train.shards import BuildOptions, ShardSet
 
 BATCH = 8
 
@@ -56,22 +59,22 @@ def test_sample_that_is_lost_doubled_or_quarantined_for_nothing_is_found(
         change(lines)
         soak._counted(a_soak, lines)
 
-    with pytest.raises(UserError, match="Epoch 0: 1 samples were not trained on, 0 more"):
+    with pytest.raises(AssertionError, match="Epoch 0: 1 samples were not trained on, 0 more"):
         spoilt(lambda lines: lines[4].seen.pop())
-    with pytest.raises(UserError, match="Epoch 0: 0 samples were not trained on, 1 more"):
+    with pytest.raises(AssertionError, match="Epoch 0: 0 samples were not trained on, 1 more"):
         spoilt(lambda lines: lines[4].seen.append(lines[0].seen[0]))
-    with pytest.raises(UserError, match="Epoch 0: 1 samples were not trained on, 1 more"):
+    with pytest.raises(AssertionError, match="Epoch 0: 1 samples were not trained on, 1 more"):
         spoilt(lambda lines: lines[4].seen.__setitem__(0, lines[0].seen[0]))
-    with pytest.raises(UserError, match="Step 3 has 1 micro-batches, not 2"):
+    with pytest.raises(AssertionError, match="Step 3 has 1 micro-batches, not 2"):
         spoilt(lambda lines: lines.pop(7))
-    with pytest.raises(UserError, match="quarantined a sample twice, or a sound one"):
+    with pytest.raises(AssertionError, match="quarantined a sample twice, or a sound one"):
         spoilt(lambda lines: (lines[0].seen.pop(0), lines[0].lost.append(rows[0])))
     a_soak.damaged = {"train": {rows[0]}}
     spoilt(lambda lines: (lines[0].seen.pop(0), lines[0].lost.append(rows[0])))
     # Once all damage is done, every epoch that begins afterwards must meet it.
     a_soak.all_damaged_by = 0
     lines = lines_of(tiny_shards, 3)
-    with pytest.raises(UserError, match="Epoch 1 quarantined 0 of 1 rows"):
+    with pytest.raises(AssertionError, match="Epoch 1 quarantined 0 of 1 rows"):
         soak._counted(a_soak, lines)
 
 
@@ -89,13 +92,13 @@ def test_steps_that_a_kill_undid_do_not_count(a_soak: soak._Soak, tiny_shards: S
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_short_soak_loses_nothing(tmp_path: Path) -> None:
-    tiny = {"minutes": 0.3, "life_s": 2.0, "num_patients": 40, "folder": str(tmp_path)}
-    outcome = run_benchmark("soak", "small", tiny)
-    record = outcome.record
+def test_a_run_that_is_killed_stopped_and_damaged_over_and_over_loses_nothing(
+    tiny_set: Any, tmp_path: Path
+) -> None:
+    options = BuildOptions(records_per_shard=6, seed=3)  # small shards, so that a few can go
+    shards = build(tiny_set.catalog, tiny_set.root, tmp_path / "shards", options=options)
+    settings = soak.Settings(minutes=1.0, ranks=2, life_s=6.0)
+    record = soak.run(settings, tmp_path / "soak", shards)
     assert record["ratio"] == 1.0 and record["epochs"] >= 1
     assert record["lives"] >= 2 and record["damaged_samples"] > 3
-    assert record["quarantined_visits"] > 0
-    assert "lost, doubled" in outcome.table
-    with pytest.raises(UserError, match="holds an earlier soak"):
-        run_benchmark("soak", "small", tiny)
+    assert record["quarantined_visits"] > 0 and record["open_files_growth"] <= 0
