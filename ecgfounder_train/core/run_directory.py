@@ -1,9 +1,11 @@
-"""The folder of one training run: what lies where, and who may write there.
+"""The folder of one training run: its files, and the lock of the process that may write them.
 
 outputs/runs/NAME/
     config.yaml       the resolved configuration of the last start; its command is the first line
+    starts.jsonl      every start: command, configuration, versions, position, changed settings
     run.json          state, progress, versions, fingerprints (no host name, no user, no path)
-    metrics.csv       one row per logged step and validation
+    metrics.csv       one row per logged step and validation, with the number of its start
+    wandb_id          id of the run at Weights & Biases, made once
     failure.json      why the last start failed, if it did (may name paths: stays on this machine)
     checkpoints/      step-000000123.ckpt (newest kept), best.ckpt
     evaluation/SPLIT/ predictions.parquet, labels.csv, report.html
@@ -17,7 +19,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +28,14 @@ import yaml
 
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.files import atomic_file
+from ecgfounder_train.core.logging import get_logger
+
+log = get_logger(__name__)
 
 COMMAND_MARK = "# "
 """Begins the first line of config.yaml, the command that wrote it."""
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-"""What a file system answers that was mounted without locks, as some Lustre are."""
+"""Answers of a file system that was mounted without locks, as some Lustre are."""
 _MAX_BYTES = 16 << 20
 _CONFIG_TYPES: dict[str, type] = {"shards": str, "data": dict, "task": dict, "paths": dict}
 """Sections that other commands read, and what they must be."""
@@ -41,8 +46,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 class RunDirectory:
     """Paths inside the folder of a run.
 
-    A run is found by its name alone: under SLURM every rank and every requeued job comes to the
-    same folder, so neither a clock nor a job id may be part of it.
+    A run is found by its name alone: under SLURM every rank and every requeued job uses the same
+    folder, so neither a clock nor a job id may be part of it.
     """
 
     path: Path
@@ -163,6 +168,16 @@ class RunDirectory:
             f"run={self.name}."
         )
 
+    @property
+    def starts_file(self) -> Path:
+        """One line for each start."""
+        return self.path / "starts.jsonl"
+
+    @property
+    def wandb_id_file(self) -> Path:
+        """Id of the run at Weights & Biases."""
+        return self.path / "wandb_id"
+
     def write_state(self, state: Mapping[str, Any]) -> None:
         """Replace run.json."""
         with atomic_file(self.state_file, "w") as handle:
@@ -178,10 +193,11 @@ class RunDirectory:
         Raises:
             UserError: Another process trains in this folder.
         """
+        is_new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         deadline = time.monotonic() + wait_s
-        told = False
+        is_reported = False
         try:
             while not _flock(descriptor):
                 if time.monotonic() >= deadline:
@@ -189,17 +205,29 @@ class RunDirectory:
                         f"Run {self.name!r} is being trained by another process. Wait for it, stop "
                         "it, or choose another run=NAME."
                     )
-                if not told:
-                    told = True
-                    print(
-                        f"Run {self.name} is still held by an earlier start of it; waiting up to "
-                        f"{wait_s:.0f} s for its end.",
-                        flush=True,
+                if not is_reported:
+                    is_reported = True
+                    log.info(
+                        "Run %s is still held by an earlier start of it; waiting up to %.0f s for "
+                        "its end.",
+                        self.name,
+                        wait_s,
                     )
                 time.sleep(1)
             yield
+        except BaseException:
+            if is_new:
+                self._remove_if_empty()
+            raise
         finally:
             os.close(descriptor)
+
+    def _remove_if_empty(self) -> None:
+        """Leave nothing of a start that was refused before it wrote anything."""
+        if {path.name for path in self.path.iterdir()} == {".lock"}:
+            (self.path / ".lock").unlink()
+            with suppress(OSError):
+                self.path.rmdir()
 
 
 class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
@@ -213,7 +241,7 @@ class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
 
 
 def _flock(descriptor: int) -> bool:
-    """Lock an open file unless another process has; tell whether this one may go on."""
+    """Lock an open file unless another process has; return whether this one holds it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -222,7 +250,7 @@ def _flock(descriptor: int) -> bool:
         if error.errno not in _NO_LOCKS:
             raise
         warnings.warn(
-            "the file system of the run directory has no locks: see to it that no other job "
+            "the file system of the run directory has no locks: make sure that no other job "
             "trains in it",
             stacklevel=2,
         )

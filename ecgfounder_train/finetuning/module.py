@@ -137,6 +137,8 @@ class RegressionModule(FinetuneModule):
 
     def on_validation_epoch_end(self) -> None:
         """Add up over ranks and compute the figures of `validation`, in standard deviations."""
+        if self.validation_is_cut:
+            return
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(self._sums)
             torch.distributed.all_reduce(self._val_loss)

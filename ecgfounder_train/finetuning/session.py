@@ -30,16 +30,22 @@ from ecgfounder_train.settings.training import (
     DataSettings,
     EmaSettings,
     OptimizerSettings,
+    ResumeSettings,
     RunSettings,
     TrainerSettings,
 )
 from ecgfounder_train.shards import ShardSet
 from ecgfounder_train.shards.overlap import check_overlap
+from ecgfounder_train.training.build import DataOrder
+from ecgfounder_train.training.compatibility import require_compatible
+from ecgfounder_train.training.config import KEYS_WITH_PATHS, RunConfig
 from ecgfounder_train.training.ema import WeightAverage
-from ecgfounder_train.training.keeper import RunFacts, require_same
-from ecgfounder_train.training.pretrain import KEYS_WITH_PATHS, fit
+from ecgfounder_train.training.failures import propagate_failures
+from ecgfounder_train.training.pretrain import fit
+from ecgfounder_train.training.run_state import RunMetadata
 from ecgfounder_train.training.schedules import create_schedule
 from ecgfounder_train.training.split_weights import create_split_loss
+from ecgfounder_train.training.starts import begins_from_scratch, hold_run
 from ecgfounder_train.training.trainer import hardware, on_this_machine, versions
 from ecgfounder_train.weights.checkpoint import (
     BEST,
@@ -74,7 +80,7 @@ class Finetuning:
         self.run = RunDirectory.of(config["paths"]["runs"], config["run"])
         self.numbers = RunSettings.from_config(config)
         self.trainer = on_this_machine(TrainerSettings.from_config(config["trainer"]))
-        require_launch(self.trainer.devices, self.trainer.num_nodes)
+        self.launch = require_launch(self.trainer.devices, self.trainer.num_nodes)
         DataSettings.from_config(config["data"]).per_rank(self.trainer.world_size)
         if self.mode == "linear_probe" and self.trainer.world_size > 1:
             raise UserError("mode=linear_probe is solved in one process: use one device.")
@@ -108,19 +114,23 @@ class Finetuning:
             pooling="attention" if self.mode == "attention_probe" else "mean",
         )
         model.recompute = self.trainer.recompute
-        facts = self._facts(model)
+        metadata = self._metadata(model)
         if self.mode == "linear_probe":
-            return self._probe(model, facts)
-        if self.mode in ("preview", "attention_probe") and self._begins_anew():
+            return self._probe(model, metadata)
+        if self.mode in ("preview", "attention_probe") and self._begins_from_scratch():
             # Attention begins as the mean over time, so the linear head is right for it too.
             self.head(model).copy_to(model.dense)
         # Embedding left the network in evaluation mode; Lightning trains in the mode it finds.
         module = self._module(model.train())
-        return fit(self._training_config(), self.run, self.shards, module, facts, self.trainer)
+        config = RunConfig.from_config(self._training_config())
+        order = DataOrder.of(self.shards, config.data, self.numbers.seed)
+        with propagate_failures(self.run, self.launch) as note:
+            return fit(config, self.shards, order, module, metadata, self.launch, note)
 
-    def _begins_anew(self) -> bool:
-        resume = str(self.config["resume"]["checkpoint"])
-        return resume == "none" or (resume == "auto" and newest_whole(self.run) is None)
+    def _begins_from_scratch(self) -> bool:
+        resume = ResumeSettings.from_config(self.config["resume"])
+        config = self._training_config()
+        return begins_from_scratch(self.run, resume, bool(self.config["overwrite"]), config)
 
     def _standardised(self) -> tuple[npt.NDArray[np.float32], tuple[Output, ...]]:
         """Return the answers as the network learns them, by training records alone."""
@@ -211,8 +221,9 @@ class Finetuning:
     def _fresh_seed(self) -> int | None:
         return self.numbers.seed if self.start.state is None else None
 
-    def _probe(self, model: Net1D, facts: RunFacts) -> int:
-        with self.run.locked():
+    def _probe(self, model: Net1D, metadata: RunMetadata) -> int:
+        overwrite = bool(self.config["overwrite"])
+        with hold_run(self.run, overwrite, self._training_config()):
             newest = newest_whole(self.run)
             if newest is not None:
                 if str(self.config["resume"]["checkpoint"]) == "none":
@@ -220,7 +231,7 @@ class Finetuning:
                         f"Run {self.run.name!r} exists and resume=none would overwrite it. Choose "
                         f"another run=NAME, or delete {self.run.path}."
                     )
-                require_same(load_checkpoint(newest), facts, newest)
+                require_compatible(load_checkpoint(newest), metadata, newest)
                 if (self.run.checkpoints / BEST).is_file():
                     print(f"Run {self.run.name} is complete.", flush=True)
                     return 0
@@ -242,16 +253,16 @@ class Finetuning:
                     "best": best,
                     "scores": [],
                     "window": {"loss": 0.0, "batches": 0},
-                    **vars(facts),
+                    **vars(metadata),
                 },
                 is_best=True,
             )
             self.run.write_state(
-                {"state": "finished", **position, "total_samples": seen, **_shown(facts)}
+                {"state": "finished", **position, "total_samples": seen, **_shown(metadata)}
             )
         return 0
 
-    def _facts(self, model: Net1D) -> RunFacts:
+    def _metadata(self, model: Net1D) -> RunMetadata:
         manifest, start = self.shards.manifest, self.start
         spec: dict[str, Any] = {
             # From the network: what differs from the table, and nothing that a task changed back.
@@ -279,7 +290,7 @@ class Finetuning:
             for key, value in dict(self.config["task"]).items()
             if key not in _PRIVATE_TASK_KEYS
         }
-        return RunFacts(
+        return RunMetadata(
             spec=spec,
             config=config,
             fingerprints={
@@ -396,8 +407,8 @@ def finetune(config: Mapping[str, Any]) -> int:
     return 0
 
 
-def _shown(facts: RunFacts) -> dict[str, Any]:
-    return {key: value for key, value in vars(facts).items() if key != "config"}
+def _shown(metadata: RunMetadata) -> dict[str, Any]:
+    return {key: value for key, value in vars(metadata).items() if key != "config"}
 
 
 def _listed(settings: Mapping[str, Any]) -> dict[str, Any]:

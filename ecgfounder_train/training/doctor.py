@@ -28,19 +28,16 @@ from ecgfounder_train.loader import SampleReader
 from ecgfounder_train.loader.cache import open_shards
 from ecgfounder_train.loader.datamodule import PretrainDataModule
 from ecgfounder_train.loader.files import BadSampleError
-from ecgfounder_train.settings.training import DataSettings, RunSettings, TrainerSettings
+from ecgfounder_train.settings.training import DataSettings, TrainerSettings
 from ecgfounder_train.shards import ShardSet
+from ecgfounder_train.training.build import DataOrder, create_datamodule, create_module
+from ecgfounder_train.training.config import RunConfig
+from ecgfounder_train.training.failures import FailureNote
 from ecgfounder_train.training.module import PretrainModule
-from ecgfounder_train.training.pretrain import (
-    create_datamodule,
-    create_module,
-    require_split,
-    without_paths,
-)
+from ecgfounder_train.training.pretrain import require_split
 from ecgfounder_train.training.trainer import (
     create_trainer,
     hardware,
-    on_this_machine,
     versions,
 )
 
@@ -70,19 +67,18 @@ def examine(config: Mapping[str, Any]) -> int:
     """
     if config["format"] not in FORMATS:
         raise UserError(f"format={config['format']!r} is not table or json.")
-    RunSettings.from_config(config)
-    settings = on_this_machine(TrainerSettings.from_config(config["trainer"]))
-    data = DataSettings.from_config(config["data"])
-    per_rank = data.per_rank(settings.world_size)
-    shards = open_shards(config["shards"], data.cache_dir, data.cache_bytes)
-    require_split(shards, config["expect_split"])
-    torch.manual_seed(config["seed"])
-    module, facts = create_module(config, shards, settings)
-    datamodule = create_datamodule(config, shards, module, facts, settings)
-    findings = [_amount(module, data, settings), _disk(config, module)]
-    accumulate = data.global_batch_size // (per_rank * settings.world_size)
+    parsed = RunConfig.from_config(config)
+    settings, data, per_rank = parsed.trainer, parsed.data, parsed.batch_size_per_rank
+    launch = parsed.require_launch()
+    shards = open_shards(parsed.shards, data.cache_dir, data.cache_bytes)
+    require_split(shards, parsed.expect_split)
+    torch.manual_seed(parsed.numbers.seed)
+    order = DataOrder.of(shards, data, parsed.numbers.seed)
+    module, _ = create_module(parsed, shards, order)
+    datamodule = create_datamodule(parsed, shards, order, module.total_samples)
+    findings = [_amount(module, data, settings), _disk(parsed, module)]
     with tempfile.TemporaryDirectory() as folder:
-        own = fingerprint([without_paths(config), shards.manifest.fingerprint])
+        own = fingerprint([parsed.without_paths(), shards.manifest.fingerprint])
         visit = _Visit(
             {"versions": versions(), "hardware": hardware(settings), "config": own},
             shards,
@@ -91,9 +87,10 @@ def examine(config: Mapping[str, Any]) -> int:
         trainer = create_trainer(
             settings,
             callbacks=[visit],
-            accumulate=accumulate,
-            gradient_clip_norm=config["gradient_clip_norm"],
-            run=RunDirectory(Path(folder)),
+            accumulate=parsed.accumulate,
+            gradient_clip_norm=parsed.numbers.gradient_clip_norm,
+            launch=launch,
+            note=FailureNote(RunDirectory(Path(folder))),
         )
         trainer.limit_val_batches = 0
         try:
@@ -123,14 +120,14 @@ def _amount(module: PretrainModule, data: DataSettings, settings: TrainerSetting
     return Finding("samples", "ok", text)
 
 
-def _disk(config: Mapping[str, Any], module: PretrainModule) -> Finding:
+def _disk(config: RunConfig, module: PretrainModule) -> Finding:
     parameters = sum(p.numel() for p in module.model.parameters())
     # Weights, two moments of Adam, and the weight average.
     copies = 3 + (module.average is not None)
     size = 4 * parameters * copies
     # One more is written before an old one goes, and the best may be none of the newest.
-    need = size * (int(config["checkpoint"]["keep"]) + 2)
-    folder = Path(config["paths"]["runs"]).absolute()
+    need = size * (config.checkpoint.keep + 2)
+    folder = config.run.path.parent.absolute()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free

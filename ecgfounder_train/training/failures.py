@@ -1,9 +1,9 @@
-"""Why a job of several ranks failed: the first rank's reason, known to all and printed last.
+"""Failure of a job of several ranks: the first rank's reason, known to all and printed last.
 
 A rank that dies breaks the connections of the others, and what they print buries the reason. So the
 first failing rank leaves a note in the run directory; the others read it, repeat it in one line and
-end. Nobody waits longer than `GIVE_UP_S` for a rank that hangs in a collective or in its teardown.
-A node that is not heard any more leaves no note; `lines` find out.
+end. No rank waits longer than `GIVE_UP_S` for one that hangs in a collective or in its teardown.
+A node that no longer answers leaves no note; `heartbeat` detects that.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,21 +28,21 @@ from lightning.pytorch.strategies import DDPStrategy
 from typing_extensions import override
 
 from ecgfounder_train.core.errors import UserError
-from ecgfounder_train.core.ranks import is_rank_zero, process_rank
+from ecgfounder_train.core.ranks import CHILD_VARIABLE, Launch, is_rank_zero, process_rank
 from ecgfounder_train.core.run_directory import RunDirectory
+from ecgfounder_train.training.heartbeat import Heartbeat, can_be_watched
 from ecgfounder_train.training.launch import JobEnvironment, RankLauncher
-from ecgfounder_train.training.lines import Lines, can_be_watched
 
 GIVE_UP_S = 12.0
 """From the first failure to the end of a rank that does not end by itself."""
 CUT_OFF_STATUS = 75
-"""Exit status where another node is not heard any more; slurm/pretrain.sbatch goes on elsewhere."""
+"""Exit status where another node no longer answers; slurm/pretrain.sbatch continues elsewhere."""
 _POLL_S = 1.0
-_FIRST_WORD_S = 6.0
+_PEER_NOTE_S = 6.0
 """How long a rank that lost its connection waits for another one's reason."""
 _BROKEN_LINK = re.compile(
     r"gloo|NCCL|ProcessGroup|TCPStore|Connection (closed|reset|refused)|Broken pipe|Socket Timeout"
-    # What gloo says on the first and on the other ranks when nobody answers in time.
+    # gloo on the first and on the other ranks when no answer arrives in time.
     r"|timeout caused pair closure|Timed out waiting",
     re.IGNORECASE,
 )
@@ -62,7 +63,7 @@ class Failure:
     rank: int
     reason: str
     cut_off: bool = False
-    """Its node is not heard any more: nobody who waits for it will get an answer."""
+    """Its node no longer answers: a rank that waits for it will wait for ever."""
 
 
 class OtherRankError(UserError):
@@ -70,49 +71,85 @@ class OtherRankError(UserError):
 
 
 class FailureNote:
-    """`failure.json` of a run directory: written once per attempt, by whoever fails first."""
+    """`failure.json` of a run directory: written once per attempt, by the first failing rank.
 
-    def __init__(self, run: RunDirectory) -> None:
+    Until this job holds the run, the folder may belong to another one that is training in it. A
+    note of such a start lies beside the folder, and only where other ranks wait for it.
+
+    Args:
+        run: The run.
+        has_peers: Other ranks were started by a launcher and wait for this one.
+        is_ours: This job holds the run already.
+    """
+
+    def __init__(self, run: RunDirectory, has_peers: bool = False, is_ours: bool = False) -> None:
         self.path = run.failure_file
         self._run = run
+        self._has_peers = has_peers
+        self._is_ours = is_ours
 
-    def clear(self, world_size: int) -> None:
-        """Forget earlier attempts; another rank may have failed in this one already."""
-        if world_size == 1 or self.read() is None:
+    @property
+    def _before(self) -> Path:
+        """The note of a start that does not hold the run yet."""
+        return self._run.path.parent / f".{self._run.name}.start-{_attempt()}.json"
+
+    def take_run(self) -> None:
+        """From now on the run is this job's: delete notes of earlier attempts."""
+        self._is_ours = True
+        if self.read() is None:
             self.path.unlink(missing_ok=True)
+        for path in self._run.path.parent.glob(f".{self._run.name}.start-*.json"):
+            if path != self._before:
+                path.unlink(missing_ok=True)
+        self.keep()
+
+    def join_run(self) -> None:
+        """As another rank than 0: rank 0 has answered, so the run is this job's."""
+        self._is_ours = True
+
+    def keep(self) -> None:
+        """Move the note of a rank that failed before it could know that the run is this job's."""
+        if self._is_ours and self._before.is_file():
+            with suppress(OSError):
+                self._before.replace(self.path)
 
     def leave(self, rank: int, reason: str, cut_off: bool = False) -> None:
         """Write the note unless this attempt has one."""
-        if self.read() is not None:
+        path = self.path if self._is_ours else self._before
+        if self.read() is not None or not (self._is_ours or self._has_peers):
             return
         content = {"rank": rank, "reason": reason, "cut_off": cut_off, "attempt": _attempt()}
-        partial = self.path.with_name(f"{self.path.name}.partial-{secrets.token_hex(6)}")
+        partial = path.with_name(f"{path.name}.partial-{secrets.token_hex(6)}")
         try:
             partial.write_text(json.dumps(content, indent=2))
-            partial.replace(self.path)
+            partial.replace(path)
         except OSError:
             # A full disk may be the very reason; it is printed in any case.
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
 
     def read(self) -> Failure | None:
         """Return this attempt's note, None if there is none."""
-        try:
-            content = json.loads(self.path.read_text())
-        except (OSError, ValueError):
-            return None
-        if content.get("attempt") != _attempt():
-            return None
-        return Failure(int(content["rank"]), str(content["reason"]), bool(content.get("cut_off")))
+        for path in (self.path, self._before):
+            try:
+                content = json.loads(path.read_text())
+                if content["attempt"] == _attempt():
+                    reason, cut_off = str(content["reason"]), bool(content.get("cut_off"))
+                    return Failure(int(content["rank"]), reason, cut_off)
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        return None
 
     def end_process(self, reason: str, status: int = 1) -> None:
-        """End this process at once, wherever its main thread hangs, and say why."""
-        if is_rank_zero():
+        """End this process at once, wherever its main thread hangs, and print why."""
+        self.keep()
+        if is_rank_zero() and self._is_ours:
             self._mark_run()
         print(f"error on rank {process_rank()}: {reason}", file=sys.stderr, flush=True)
         os._exit(status)
 
     def _mark_run(self) -> None:
-        """Say in run.json that the run has failed, as the main thread can no longer."""
+        """Set the state in run.json to failed, as the main thread can no longer."""
         with suppress(OSError, ValueError, UserError):
             state = json.loads(self._run.state_file.read_text())
             if state.get("state") == "training":
@@ -120,28 +157,32 @@ class FailureNote:
 
 
 @contextmanager
-def told_to_all(run: RunDirectory, world_size: int) -> Iterator[None]:
+def propagate_failures(run: RunDirectory, launch: Launch) -> Iterator[FailureNote]:
     """Run the block; an exception in it becomes known to all ranks, and ends them.
+
+    Args:
+        run: The run, whose note is yielded.
+        launch: Who this process is in the job.
 
     Raises:
         OtherRankError: Another rank failed first; says which and why.
     """
-    note = FailureNote(run)
-    if is_rank_zero():
-        note.clear(world_size)
+    note = FailureNote(run, not launch.starts_ranks, is_ours=launch.launcher == "child")
+    several = (launch.world_size or 1) > 1
     over = threading.Event()
-    if world_size > 1:
+    if several:
         threading.Thread(target=_end_with_others, args=(note, over), daemon=True).start()
     try:
-        yield
+        yield note
     except OtherRankError:
         over.set()
         raise
     except Exception as error:
-        if world_size > 1 and is_broken_link(error):
-            raise _blamed(note, error) from None
+        if several and is_broken_link(error):
+            raise as_peer_failure(note, error) from None
         note.leave(process_rank(), in_one_line(error))
-        _tell_torchrun(error)
+        note.keep()
+        _report_to_torchrun(error)
         if isinstance(error, UserError):
             over.set()
         raise
@@ -152,7 +193,7 @@ def told_to_all(run: RunDirectory, world_size: int) -> Iterator[None]:
 
 
 def is_broken_link(error: BaseException) -> bool:
-    """Tell whether an error is only what the end of another rank looks like from here."""
+    """Return whether an error only shows that another rank has ended."""
     if "EADDRINUSE" in str(error):
         # Another job has the port that the ranks were to meet at.
         return False
@@ -162,7 +203,7 @@ def is_broken_link(error: BaseException) -> bool:
 
 
 def in_one_line(error: BaseException) -> str:
-    """Return an error as a message; its kind stands before it where that says something."""
+    """Return an error as one line, with the name of its class unless it is a `UserError`."""
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
         return text
@@ -170,26 +211,28 @@ def in_one_line(error: BaseException) -> str:
 
 
 def _attempt() -> str:
-    """Return what all ranks of one start have in common, and no other start.
+    """Return an id that all ranks of one start have in common, and no other start.
 
-    Not asked for before it is needed: Lightning sets the port when it starts further ranks.
+    Computed when it is needed: the port is set when further ranks are started.
     """
     words = [os.environ.get(name, "") for name in _ATTEMPT_VARIABLES]
     if not any(words):
-        # Under SLURM the port is set too late to be part of it, and says nothing new.
-        words = [os.environ.get("MASTER_PORT", "")]
+        # Under SLURM the port is set too late to be part of it.
+        starter = os.environ.get(CHILD_VARIABLE, "").partition(":")[0]
+        words = [starter or os.environ.get("MASTER_PORT") or str(os.getpid())]
     return hashlib.sha256("/".join(words).encode()).hexdigest()[:16]
 
 
-def _blamed(note: FailureNote, error: BaseException) -> OtherRankError:
-    deadline = time.monotonic() + _FIRST_WORD_S
+def as_peer_failure(note: FailureNote, error: BaseException) -> OtherRankError:
+    """Return a lost connection as the failure of the rank that caused it, if that left a note."""
+    deadline = time.monotonic() + _PEER_NOTE_S
     while (failure := note.read()) is None and time.monotonic() < deadline:
         time.sleep(0.1)
     if failure is not None:
         return OtherRankError(_repeated(failure))
     lost = (
-        "another rank vanished without a word (killed, out of memory, or its node or network is "
-        f"gone): {in_one_line(error)[:300]}. Run the same command again to go on from the last "
+        "another rank ended without a reason (killed, out of memory, or its node or network is "
+        f"lost): {in_one_line(error)[:300]}. Run the same command again to continue from the last "
         "checkpoint"
     )
     note.leave(process_rank(), lost)
@@ -212,8 +255,8 @@ def _end_with_others(note: FailureNote, over: threading.Event) -> None:
             note.end_process(_repeated(failure), CUT_OFF_STATUS if failure.cut_off else 1)
 
 
-def _tell_torchrun(error: BaseException) -> None:
-    """Hand the reason to torchrun, which names the first failure of all in its summary."""
+def _report_to_torchrun(error: BaseException) -> None:
+    """Pass the reason to torchrun, which names the first failure of all in its summary."""
     if os.environ.get("TORCHELASTIC_ERROR_FILE"):
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
@@ -221,7 +264,7 @@ def _tell_torchrun(error: BaseException) -> None:
 
 
 class OwnRanksStrategy(DDPStrategy):
-    """DDP whose further ranks on this machine are watched by `_watch`, other nodes by `Lines`.
+    """DDP that watches its ranks: those of this machine by `_watch`, other nodes by a heartbeat.
 
     Lightning's own observer kills rank 0 together with the rest, before it can say why. And it
     takes the devices that a rank sees for the ranks of its node, which they are not where a batch
@@ -229,13 +272,13 @@ class OwnRanksStrategy(DDPStrategy):
     """
 
     def __init__(
-        self, run: RunDirectory, link_timeout_s: float, ranks_per_node: int, **options: Any
+        self, note: FailureNote, link_timeout_s: float, ranks_per_node: int, **options: Any
     ) -> None:
         super().__init__(**options)
-        self._run_directory = run
+        self._note = note
         self._link_timeout_s = link_timeout_s
         self._ranks_per_node = ranks_per_node
-        self._lines: Lines | None = None
+        self._heartbeat: Heartbeat | None = None
 
     @property
     @override
@@ -252,33 +295,33 @@ class OwnRanksStrategy(DDPStrategy):
     @override
     def setup_environment(self) -> None:
         super().setup_environment()
+        self._note.join_run()
         if self.num_nodes > 1 and self._link_timeout_s > 0 and can_be_watched():
-            self._open_lines()
+            self._start_heartbeat()
 
     @override
     def teardown(self) -> None:
-        if self._lines is not None:
-            self._lines.close()
+        if self._heartbeat is not None:
+            self._heartbeat.close()
         super().teardown()
 
-    def _open_lines(self) -> None:
+    def _start_heartbeat(self) -> None:
         assert self.cluster_environment is not None
-        lines = self._lines = Lines(self._link_timeout_s, self._end_without)
-        where: Any = lines.listen() if self.global_rank == 0 else None
+        heartbeat = self._heartbeat = Heartbeat(self._link_timeout_s, self._end_without)
+        where: Any = heartbeat.listen() if self.global_rank == 0 else None
         port, token = self.broadcast(where)
         # Ranks on the node of rank 0 are not cut off from it by any cable.
         if self.node_rank > 0:
-            lines.connect(self.global_rank, self.cluster_environment.main_address, port, token)
+            heartbeat.connect(self.global_rank, self.cluster_environment.main_address, port, token)
 
     def _end_without(self, rank: int) -> None:
         reason = (
-            f"rank {rank} vanished without a word: its node has not answered for "
-            f"{self._link_timeout_s:.0f} s (trainer.link_timeout_s), so it or the network is gone. "
-            "Run the same command again to go on from the last checkpoint."
+            f"rank {rank} is lost: its node has not answered for {self._link_timeout_s:.0f} s "
+            "(trainer.link_timeout_s), so it or the network has failed. Run the same command again "
+            "to continue from the last checkpoint."
         )
-        note = FailureNote(self._run_directory)
-        note.leave(process_rank(), reason, cut_off=True)
-        note.end_process(reason[0].upper() + reason[1:], CUT_OFF_STATUS)
+        self._note.leave(process_rank(), reason, cut_off=True)
+        self._note.end_process(reason[0].upper() + reason[1:], CUT_OFF_STATUS)
 
     @override
     def _configure_launcher(self) -> None:
@@ -290,12 +333,11 @@ class OwnRanksStrategy(DDPStrategy):
             )
 
     def _watch_ranks(self, ranks: Sequence["subprocess.Popen[bytes]"]) -> None:
-        note = FailureNote(self._run_directory)
-        threading.Thread(target=_watch, args=(ranks, note), daemon=True).start()
+        threading.Thread(target=_watch, args=(ranks, self._note), daemon=True).start()
 
 
 def _watch(ranks: Sequence["subprocess.Popen[bytes]"], note: FailureNote) -> None:
-    """Note which rank ended without a word; end all of them if they do not follow."""
+    """Note which rank ended without a reason; end all of them if they do not follow."""
     while True:
         codes = [rank.poll() for rank in ranks]
         failed = [
@@ -321,10 +363,10 @@ def _watch(ranks: Sequence["subprocess.Popen[bytes]"], note: FailureNote) -> Non
 
 def _ended(code: int) -> str:
     if code > 0:
-        return f"it ended with status {code}; its own message stands above."
+        return f"it ended with status {code}; its own message is above."
     name = signal.Signals(-code).name
     hint = " (out of memory?)" if name == "SIGKILL" else ""
     return (
-        f"it was killed by {name}{hint}. Run the same command again to go on from the last "
+        f"it was killed by {name}{hint}. Run the same command again to continue from the last "
         "checkpoint."
     )

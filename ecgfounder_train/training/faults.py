@@ -1,4 +1,4 @@
-"""Steps that must not be taken: a loss that explodes or is no number, and whose fault it was."""
+"""Steps with a NaN, infinite or exploding gradient: detection, skipping, suspected samples."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +9,8 @@ import torch.distributed
 from ecgfounder_train.settings.training import FaultSettings
 
 NUM_SUSPECTS = 8
+FLOAT16_LIMIT = 40
+"""Halved so often in a row, a loss scale of 65,536 is below 1e-7."""
 
 
 def is_bad(settings: FaultSettings, grad_norm: torch.Tensor) -> torch.Tensor:
@@ -79,6 +81,32 @@ class Suspects:
             # Where some losses are no numbers, the others are not to blame.
             found = [pair for pair in found if pair[1] == torch.inf]
         return found[:NUM_SUSPECTS]
+
+
+class Float16Overflow:
+    """Counts float16 steps in a row whose gradient was not finite, on the device until asked for.
+
+    The loss scale begins at 65,536 and is halved at every such step: some at the start are normal,
+    but a gradient that is NaN at any scale would be skipped for ever.
+    """
+
+    def __init__(self) -> None:
+        self._count: torch.Tensor | None = None
+
+    def note(self, grad_norm: torch.Tensor) -> None:
+        """Note the gradient norm of a step."""
+        before = torch.zeros_like(grad_norm) if self._count is None else self._count
+        self._count = torch.where(torch.isfinite(grad_norm), torch.zeros_like(before), before + 1)
+
+    @property
+    def in_a_row(self) -> int:
+        """Steps without a finite gradient up to now; waits for the device."""
+        return 0 if self._count is None else int(self._count)
+
+    @property
+    def is_persistent(self) -> bool:
+        """Whether lowering the loss scale does not help."""
+        return self.in_a_row > FLOAT16_LIMIT
 
 
 @dataclass

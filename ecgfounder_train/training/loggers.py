@@ -1,7 +1,7 @@
-"""TensorBoard and wandb beside metrics.csv; neither learns where or on what path a run happens."""
+"""TensorBoard and wandb beside metrics.csv; neither is given a host name or a path."""
 
-import hashlib
 import os
+import secrets
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -9,41 +9,38 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from typing_extensions import override
 
-from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.extras import needs
+from ecgfounder_train.core.files import atomic_file
 from ecgfounder_train.core.run_directory import RunDirectory
+from ecgfounder_train.settings.training import CsvLogger
+from ecgfounder_train.settings.training import WandbLogger as WandbSettings
 
-KINDS = ("csv", "tensorboard", "wandb")
 
-
-def logger_kind(config: Mapping[str, Any]) -> str:
-    """Return the kind of a config's `logger` section.
+def logger_settings(config: Mapping[str, Any]) -> CsvLogger | WandbSettings:
+    """Return the settings of a config's `logger` section.
 
     Raises:
-        UserError: It is none of `KINDS`.
+        UserError: A kind, key or value is unknown.
     """
-    kind = str(config.get("kind", "csv"))
-    if kind not in KINDS:
-        raise UserError(f"logger.kind={kind!r} is unknown." + did_you_mean(kind, KINDS))
-    return kind
+    section = WandbSettings if config.get("kind") == "wandb" else CsvLogger
+    return section.from_config(config)
 
 
 def create_loggers(
-    config: Mapping[str, Any], run: RunDirectory, hyperparameters: Mapping[str, Any]
+    settings: CsvLogger | WandbSettings, run: RunDirectory, hyperparameters: Mapping[str, Any]
 ) -> list[Logger]:
-    """Return the loggers of a config's `logger` section; metrics.csv is written in any case.
+    """Return Lightning's loggers of a run; metrics.csv is written in any case.
 
     Args:
-        config: `kind` and its parameters.
+        settings: Which ones.
         run: The run's directory, under which loggers keep their files.
         hyperparameters: What may leave the machine: the config without its paths.
     """
-    kind = logger_kind(config)
-    if kind == "tensorboard":
+    if settings.kind == "tensorboard":
         _keep_host_out_of_file_names()
         return [TensorBoardLogger(run.path, name="tensorboard", version="")]
-    if kind == "wandb":
-        return [_wandb(config, run, hyperparameters)]
+    if isinstance(settings, WandbSettings):
+        return [_wandb(settings, run, hyperparameters)]
     return []
 
 
@@ -57,14 +54,12 @@ def _keep_host_out_of_file_names() -> None:
     event_file_writer.socket = SimpleNamespace(gethostname=lambda: "host")
 
 
-def _wandb(
-    config: Mapping[str, Any], run: RunDirectory, hyperparameters: Mapping[str, Any]
-) -> Logger:
+def _wandb(logger: WandbSettings, run: RunDirectory, hyperparameters: Mapping[str, Any]) -> Logger:
     with needs("wandb", "logger=wandb"):
         import wandb
 
-    # Without an account wandb asks for one on the terminal, or raises on a compute node.
-    mode = config.get("mode") or ("online" if _has_account() else "offline")
+    # Without an account wandb prompts for one on the terminal, or raises on a compute node.
+    mode = logger.mode or ("online" if _has_account() else "offline")
     # wandb must not record the program, its arguments, the host or its environment.
     settings = wandb.Settings(
         host="",
@@ -80,18 +75,17 @@ def _wandb(
         save_code=False,
         console="off",
         silent=True,
-        # Training waits for the first answer: a server that cannot be reached is given up soon.
+        # Training waits for the first answer, so the timeout of an unreachable server is short.
         init_timeout=30.0,
     )
-    # By itself it waits for its server without end, GPUs and all, if that vanishes during the run.
-    # Not every version that is allowed knows the setting.
+    # By itself it waits for its server for ever, GPUs reserved, if that is lost during the run.
+    # Not every allowed version has the setting.
     if "finish_timeout" in wandb.Settings.model_fields:
-        settings.finish_timeout = float(config.get("finish_timeout_s", 60.0))
-    run_id = hashlib.sha256(run.name.encode()).hexdigest()[:16]
+        settings.finish_timeout = logger.finish_timeout_s
     return FinishingWandbLogger(
         name=run.name,
-        id=run_id,
-        project=str(config.get("project", "ecgfounder_train")),
+        id=_wandb_id(run),
+        project=logger.project,
         save_dir=str(run.path),
         offline=mode == "offline",
         # Offline `must` starts again at step 0; our own id and step make `allow` safe.
@@ -100,6 +94,21 @@ def _wandb(
         config=dict(hyperparameters),
         log_model=False,
     )
+
+
+def _wandb_id(run: RunDirectory) -> str:
+    """Return the id of a run at wandb, made once and kept in its directory.
+
+    Two runs of one name, in another folder or begun from scratch, are two runs there too.
+    """
+    if run.wandb_id_file.is_file() and (known := run.wandb_id_file.read_text().strip()):
+        return known
+    # Versions before wrote none: the id is the end of the names of wandb's own folders.
+    earlier = sorted((run.path / "wandb").glob("*run-*-*"))
+    new = earlier[-1].name.rpartition("-")[2] if earlier else secrets.token_hex(8)
+    with atomic_file(run.wandb_id_file, "w") as handle:
+        handle.write(new)
+    return new
 
 
 class FinishingWandbLogger(WandbLogger):

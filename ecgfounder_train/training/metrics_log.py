@@ -1,4 +1,4 @@
-"""metrics.csv and the loggers beside it: one row per logged step or validation.
+"""metrics.csv and the loggers beside it: one row per logged step or validation, by start.
 
 After a kill the file may hold rows the resumed run will write again. They are dropped at the start,
 so that the curve of an interrupted run is that of an undisturbed one.
@@ -13,6 +13,9 @@ from lightning.pytorch.loggers import Logger
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file
+from ecgfounder_train.core.logging import get_logger
+
+log = get_logger(__name__)
 
 COLUMNS = (
     "samples_seen",
@@ -28,7 +31,8 @@ COLUMNS = (
     "quarantined",
     "skipped_steps",
 )
-"""Columns of every run; what its validation measures stands behind them."""
+"""Columns of every run; behind them what its validation measures, last the number of the start."""
+START_COLUMN = "start"
 
 
 class MetricsLog:
@@ -39,6 +43,7 @@ class MetricsLog:
         samples_seen: Where the run stands; later rows of an existing file are dropped.
         loggers: Lightning loggers that get the same numbers.
         validation_columns: What the run's validation measures.
+        start: Number of this start of the run, in each of its rows.
     """
 
     def __init__(
@@ -47,11 +52,15 @@ class MetricsLog:
         samples_seen: int,
         loggers: Sequence[Logger],
         validation_columns: Sequence[str],
+        start: int = 1,
     ) -> None:
         self.path = path
         self.loggers = list(loggers)
-        self.columns = (*COLUMNS, *validation_columns)
-        kept = _rows_until(path, samples_seen, self.columns) if path.is_file() else []
+        self.start = start
+        before, kept = _rows_until(path, samples_seen) if path.is_file() else ([], [])
+        # What an earlier start measured stays, also where this one does not measure it.
+        measured = dict.fromkeys((*COLUMNS, *validation_columns, *before))
+        self.columns = (*(name for name in measured if name != START_COLUMN), START_COLUMN)
         with atomic_file(path, "w") as handle:
             writer = csv.DictWriter(handle, self.columns)
             writer.writeheader()
@@ -61,7 +70,8 @@ class MetricsLog:
         """Append one row; values keep every digit (repr of a float)."""
         try:
             with open(self.path, "a", newline="", encoding="utf-8") as handle:
-                csv.DictWriter(handle, self.columns).writerow(row)
+                writer = csv.DictWriter(handle, self.columns)
+                writer.writerow({**row, START_COLUMN: self.start})
         except OSError as error:
             raise UserError(
                 f"Cannot write {self.path}: {error.strerror}. The checkpoints are untouched. Free "
@@ -74,7 +84,7 @@ class MetricsLog:
                     numbers | {"samples_seen": row["samples_seen"]}, step=int(row["global_step"])
                 )
             except Exception as error:  # a logger must never stop training
-                print(f"warning: {type(logger).__name__} failed ({error}); it is switched off.")
+                log.warning("%s failed (%s); it is switched off.", type(logger).__name__, error)
                 self.loggers.remove(logger)
 
     def close(self) -> None:
@@ -83,16 +93,20 @@ class MetricsLog:
             try:
                 logger.finalize("success")
             except Exception as error:  # the run is complete whatever its logger says
-                print(f"warning: {type(logger).__name__} failed at the end ({error}).")
+                log.warning("%s failed at the end (%s).", type(logger).__name__, error)
 
 
-def _rows_until(path: Path, samples_seen: int, columns: Sequence[str]) -> list[dict[str, Any]]:
+def _rows_until(path: Path, samples_seen: int) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return the columns of a file and its whole rows up to a position."""
     kept = []
     with open(path, newline="", encoding="utf-8", errors="replace") as handle:
-        for row in csv.DictReader(line.replace("\0", "") for line in handle):
-            # A row cut by a kill misses columns or holds text that is no number.
-            if None in row.values() or not (row.get("samples_seen") or "").isdecimal():
+        reader = csv.DictReader(line.replace("\0", "") for line in handle)
+        columns = [name for name in reader.fieldnames or () if name]
+        for row in reader:
+            # A row cut by a kill lacks columns or holds text that is not a number.
+            if None in row or None in row.values():
                 continue
-            if int(row["samples_seen"]) <= samples_seen:
-                kept.append({name: row.get(name, "") for name in columns})
-    return kept
+            seen = row.get("samples_seen") or ""
+            if seen.isdecimal() and int(seen) <= samples_seen:
+                kept.append(row)
+    return columns, kept

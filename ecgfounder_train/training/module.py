@@ -10,6 +10,7 @@ import torch.distributed
 from torch import nn
 
 from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.logging import get_logger
 from ecgfounder_train.loader.counter_rng import uniforms
 from ecgfounder_train.loader.epoch_plan import Position
 from ecgfounder_train.loader.transforms import BatchTransform
@@ -18,10 +19,13 @@ from ecgfounder_train.metrics.histogram import HistogramAuroc
 from ecgfounder_train.models import count_parameters
 from ecgfounder_train.settings.training import FaultSettings, OptimizerSettings
 from ecgfounder_train.training.ema import WeightAverage
-from ecgfounder_train.training.faults import FaultCounts, Suspects, is_bad
+from ecgfounder_train.training.faults import Float16Overflow, Suspects, is_bad
 from ecgfounder_train.training.probe import COLUMNS as PROBE_COLUMNS
 from ecgfounder_train.training.probe import ExternalProbe, Ranks
+from ecgfounder_train.training.run_state import RunState
 from ecgfounder_train.training.schedules import Progress, Schedule
+
+log = get_logger(__name__)
 
 
 def create_optimizer(
@@ -71,6 +75,7 @@ class PretrainModule(L.LightningModule):
         seed: The run's seed; also keys dropout, step by step.
         average: Weight average that validation uses instead of the raw weights.
         monitored: Indices of the labels that validation's macro AUROC covers.
+        faults: What happens to a step with a bad gradient; None: the default.
         probe: Another data set on which the features are tried at validations.
     """
 
@@ -92,6 +97,7 @@ class PretrainModule(L.LightningModule):
         seed: int,
         average: WeightAverage | None,
         monitored: Sequence[int],
+        faults: FaultSettings | None = None,
         probe: ExternalProbe | None = None,
     ) -> None:
         super().__init__()
@@ -106,12 +112,11 @@ class PretrainModule(L.LightningModule):
         self.seed = seed
         # Kept out of the module tree: DDP must neither broadcast nor count the second copy.
         self._average = [average] if average else []
-        self.position = Position()
-        self.optimizer_steps = 0
+        self.state = RunState()
         self.grad_norm = torch.zeros(())
         self.diverged = torch.zeros((), dtype=torch.bool)
-        self.faults = FaultSettings()
-        self.fault_counts = FaultCounts()
+        self.faults = faults or FaultSettings()
+        self.float16 = Float16Overflow()
         self.suspects = Suspects()
         self.step_was_bad = False
         self._auroc = HistogramAuroc(num_labels)
@@ -121,7 +126,7 @@ class PretrainModule(L.LightningModule):
             self.validation_columns = (*self.validation_columns, *PROBE_COLUMNS)
         self._val_loss = torch.zeros(2, dtype=torch.float64)
         self.validation: dict[str, float] = {}
-        self.scores: tuple[float, ...] = ()
+        self.validation_is_cut = False
 
     @property
     def average(self) -> WeightAverage | None:
@@ -129,9 +134,24 @@ class PretrainModule(L.LightningModule):
         return self._average[0] if self._average else None
 
     @property
+    def position(self) -> Position:
+        """Epochs and slots consumed so far."""
+        return self.state.position
+
+    @property
     def samples_seen(self) -> int:
         """Samples trained on so far, padding not counted."""
         return self.position.samples_seen(self.num_samples)
+
+    def progress(self) -> Progress:
+        """Return what the learning rate depends on."""
+        return Progress(
+            self.samples_seen,
+            self.total_samples,
+            self.num_samples,
+            self.state.scores,
+            self.state.rate_factor,
+        )
 
     def forward(self, signal: torch.Tensor) -> torch.Tensor:
         """Return logits (B, num_labels) of normalised signals (B, num_leads, num_samples)."""
@@ -153,7 +173,7 @@ class PretrainModule(L.LightningModule):
 
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Set the learning rate, and key dropout to this micro-batch."""
-        progress = Progress(self.samples_seen, self.total_samples, self.num_samples, self.scores)
+        progress = self.progress()
         for group in self.trainer.optimizers[0].param_groups:
             # Fine-tuning gives early layers a share of the rate.
             rate = self.optimizer_settings.lr * group.get("lr_scale", 1.0)
@@ -182,7 +202,8 @@ class PretrainModule(L.LightningModule):
         self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit).detach()
         # float16 skips such a step and halves its scale; everywhere else it would stay for good.
         if self.trainer.precision == "16-mixed":
-            # Nobody asks whose fault it was; what the steps noted would pile up on the device.
+            self.float16.note(self.grad_norm)
+            # The samples of such a step are never named; what was noted would fill the device.
             self.suspects = Suspects()
             return
         bad = is_bad(self.faults, self.grad_norm)
@@ -198,17 +219,17 @@ class PretrainModule(L.LightningModule):
 
     def finish_step(self) -> None:
         """Move on after an optimizer step."""
-        self.position = self.position.advanced(self.global_batch_size, self.num_samples)
-        self.optimizer_steps += 1
+        self.state.position = self.position.advanced(self.global_batch_size, self.num_samples)
+        self.state.optimizer_steps += 1
         if self.step_was_bad:
             self._count_skipped()
             return
-        self.fault_counts.skipped_in_a_row = 0
+        self.state.faults.skipped_in_a_row = 0
         if self.average:
             self.average.update(self.model, self.global_batch_size, self.samples_seen)
 
     def _count_skipped(self) -> None:
-        counts = self.fault_counts
+        counts = self.state.faults
         counts.skipped_steps += 1
         counts.skipped_in_a_row += 1
         if counts.skipped_in_a_row > self.faults.max_skipped:
@@ -216,10 +237,11 @@ class PretrainModule(L.LightningModule):
             self.check_finite()
         records = self._suspected_records()
         if self.trainer.is_global_zero:
-            print(
-                f"warning: skipped the step before {self.samples_seen:,} samples: gradient norm "
-                f"{float(self.grad_norm):.4g}.{records}",
-                flush=True,
+            log.warning(
+                "skipped the step before %s samples: gradient norm %.4g.%s",
+                f"{self.samples_seen:,}",
+                float(self.grad_norm),
+                records,
             )
 
     def _suspected_records(self) -> str:
@@ -239,18 +261,28 @@ class PretrainModule(L.LightningModule):
         Raises:
             UserError: Training has diverged.
         """
+        if self.float16.is_persistent:
+            raise UserError(
+                "The float16 gradient has been NaN or infinite in the last "
+                f"{self.float16.in_a_row} steps before {self.samples_seen:,} samples, although the "
+                "loss scale was halved each time: no step was taken. Use "
+                "trainer.precision=bf16-mixed or 32 with resume.allow=[trainer.precision]; the run "
+                "continues from its last checkpoint."
+            )
         if self.diverged:
             raise UserError(
                 f"The loss or its gradient is NaN, infinite or above faults.max_grad_norm before "
                 f"{self.samples_seen:,} samples (no checkpoint was written since)."
-                f"{self._suspected_records()} Lower optimizer.lr, set gradient_clip_norm=1, "
-                "trainer.precision=32 or faults.on_bad_loss=skip; then run the same command again "
-                "to go on from the last good checkpoint."
+                f"{self._suspected_records()} Skip such steps (faults.on_bad_loss=skip), or lower "
+                "optimizer.lr, set gradient_clip_norm=1 or trainer.precision=32 and add "
+                "resume.allow=[optimizer.lr] (or the key you changed); the run continues from the "
+                "last good checkpoint."
             )
 
     def on_validation_epoch_start(self) -> None:
-        """Start counting, if there is anything left to count."""
+        """Start counting, unless training has diverged."""
         self.check_finite()
+        self.validation_is_cut = False
         self._auroc.reset()
         self._val_loss.zero_()
         if self.trainer.world_size > 1:
@@ -274,6 +306,8 @@ class PretrainModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Add up over ranks and compute the figures of `validation`."""
+        if self.validation_is_cut:
+            return
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(self._val_loss)
         auroc, num_positives = self._auroc.compute().numpy(), self._auroc.num_positives().numpy()
@@ -288,7 +322,7 @@ class PretrainModule(L.LightningModule):
             "val/num_labels": mean.num_labels,
         }
         # This validation's score is not among them yet.
-        if self.probe and self.probe.is_due(len(self.scores) + 1) and math.isfinite(total):
+        if self.probe and self.probe.is_due(len(self.state.scores) + 1) and math.isfinite(total):
             trainer = self.trainer
             self.validation |= self.probe.measure(
                 self._validated.eval(),

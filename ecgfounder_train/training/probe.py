@@ -109,7 +109,7 @@ class ExternalProbe:
         )
 
     def __str__(self) -> str:
-        """Return what is probed, in words."""
+        """Return a summary of what is probed."""
         train, val = (len(self.rows[split]) for split in PROBED_SPLITS)
         return (
             f"Probe on {self.shards.manifest.source}: fitted on {train:,} windows, scored on "
@@ -117,21 +117,19 @@ class ExternalProbe:
         )
 
     @classmethod
-    def from_config(
-        cls, config: Mapping[str, Any], trained_on: ShardSet, world_size: int
+    def open(
+        cls, settings: ProbeSettings, data: DataSettings, trained_on: ShardSet, world_size: int
     ) -> "ExternalProbe | None":
-        """Return the probe of a whole config, None where it asks for none."""
-        settings = ProbeSettings.from_config(config.get("probe") or {})
+        """Return the probe that the settings ask for, None where they ask for none."""
         if settings.shards is None:
             return None
-        data = DataSettings.from_config(config["data"])
-        # What is not far away needs no copies, which would push out those of the training set.
+        # Local shards need no copies, which would push out those of the training set.
         cache = data.cache_dir if is_url(settings.shards) else None
         shards = open_shards(settings.shards, cache, data.cache_bytes)
         return cls(shards, settings, trained_on, data.lead_choice, data.per_rank(world_size))
 
     def is_due(self, number: int) -> bool:
-        """Tell whether the validation of this number, counted from 1, comes with a probe."""
+        """Return whether the validation of this number, counted from 1, comes with a probe."""
         return number % self.settings.every_validations == 0
 
     @torch.no_grad()

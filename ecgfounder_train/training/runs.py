@@ -1,10 +1,11 @@
-"""What `scripts/runs.py` shows: every run below a folder, read from its files alone."""
+"""List of runs below a folder with state, progress and the command that continues each."""
 
 import csv
 import fcntl
 import io
 import json
 import os
+import shlex
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ecgfounder_train.core.commands import DEFAULT_PATHS
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.core.fingerprints import machine_fingerprint
 from ecgfounder_train.core.run_directory import COMMAND_MARK
@@ -28,9 +30,9 @@ class RunStatus:
 
     Attributes:
         run: Its name.
-        state: `training`; `complete`; `stopped` on request; `failed` by an error; `stale`: it says
-            that it trains, but nobody does; `damaged`: its files hold nonsense.
-        samples_seen: Samples trained on, as far as metrics.csv knows.
+        state: `training`; `complete`; `stopped` on request; `failed` by an error; `stale`: its last
+            state is training, but no process holds it; `damaged`: its files cannot be read.
+        samples_seen: Samples trained on, by metrics.csv.
         progress: Share of the budget.
         monitor: What `best` measures.
         best: Its best value so far.
@@ -38,7 +40,7 @@ class RunStatus:
         written: When anything of it was last written (UTC).
         model: Name of the network.
         reason: Why it failed.
-        resume: The command that goes on; empty where it is complete.
+        resume: The command that continues it; empty where it is complete.
     """
 
     run: str
@@ -61,7 +63,7 @@ def list_runs(folder: Path | str, stale_after_s: float = 1800.0) -> list[RunStat
     Args:
         folder: `paths.runs`.
         stale_after_s: A run of another machine that has not written for so long is dead: whether
-            its lock is held can be seen for certain on its own machine only.
+            its lock is held is certain on its own machine only.
 
     Raises:
         UserError: There is no such folder.
@@ -80,7 +82,7 @@ def show(runs: Iterable[RunStatus], kind: str) -> str:
     """Return runs as a table for a terminal, as CSV or as JSON.
 
     Raises:
-        UserError: `kind` is none of `FORMATS`.
+        UserError: `kind` is not one of `FORMATS`.
     """
     rows = [asdict(run) for run in runs]
     if kind == "json":
@@ -113,7 +115,7 @@ def _status(path: Path, stale_after_s: float) -> RunStatus:
     last = _last_row(path / "metrics.csv")
     files = [path / name for name in ("run.json", "metrics.csv", "config.yaml")]
     written_s = max((_mtime(file) for file in files), default=0.0)
-    # Between two checkpoints only metrics.csv knows.
+    # Between two checkpoints only metrics.csv is up to date.
     seen = max(int(state.get("samples_seen", 0)), int(last.get("samples_seen") or 0))
     total = int(state.get("total_samples", 0))
     name = _state_name(path, state, written_s, stale_after_s)
@@ -174,7 +176,7 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 
 def _last_row(path: Path) -> dict[str, str]:
-    """Return the last whole row of metrics.csv that says how fast the run is, else the last."""
+    """Return the last whole row of metrics.csv, with the last speed that was logged."""
     try:
         with open(path, "rb") as handle:
             header = handle.readline().decode(errors="replace").strip().split(",")
@@ -204,11 +206,27 @@ def _reason(path: Path) -> str:
 
 
 def _command(path: Path) -> str:
-    with open(path / "config.yaml", encoding="utf-8") as handle:
+    """Return the command that continues the run in this folder, whatever it was called before."""
+    with open(path / "config.yaml", encoding="utf-8", errors="replace") as handle:
         first = handle.readline().strip()
-    if first.startswith(COMMAND_MARK):
-        return first.removeprefix(COMMAND_MARK)
-    return f"python scripts/pretrain.py run={path.name} and the settings in {path}/config.yaml"
+    if not first.startswith(COMMAND_MARK):
+        return f"python scripts/pretrain.py run={path.name} and the settings in {path}/config.yaml"
+    words, kept = shlex.split(first.removeprefix(COMMAND_MARK)), []
+    runs = Path(DEFAULT_PATHS["runs"])
+    for word in words:
+        key, _, value = word.partition("=")
+        runs = Path(value) if key == "paths.runs" else runs
+        # A run that exists is continued, neither refused nor moved aside.
+        if key in ("overwrite", "--multirun", "-m") or word == "resume=none":
+            continue
+        if key == "paths.runs" and Path(value).resolve() != path.parent.resolve():
+            continue
+        kept.append(f"run={path.name}" if key == "run" else word)
+    if not any(word.startswith("run=") for word in kept):
+        kept.append(f"run={path.name}")
+    if runs.resolve() != path.parent.resolve():
+        kept.append(f"paths.runs={path.parent}")
+    return shlex.join(kept)
 
 
 def _mtime(path: Path) -> float:
@@ -243,5 +261,5 @@ def _table(rows: list[dict[str, Any]]) -> str:
         if row["reason"]:
             lines.append(f"\n{row['run']} failed: {row['reason']}")
         if row["state"] in ("stopped", "failed", "stale"):
-            lines.append(f"\ngo on with {row['run']}:\n    {row['resume']}")
+            lines.append(f"\ncontinue {row['run']}:\n    {row['resume']}")
     return "\n".join(lines)

@@ -15,12 +15,14 @@ class Progress:
 
     Attributes:
         scores: What each validation so far brought, higher is better, oldest first.
+        rate_factor: What a plateau schedule had reached before the first of them.
     """
 
     samples_seen: int
     total_samples: int
     samples_per_epoch: int
     scores: tuple[float, ...] = ()
+    rate_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Plateau(Section, name="schedule"):
 
     def factor(self, progress: Progress) -> float:
         """Return the factor on the base learning rate."""
-        factor, best, num_bad = 1.0, -math.inf, 0
+        factor, best, num_bad = progress.rate_factor, -math.inf, 0
         for score in progress.scores:
             if score > best + self.threshold:
                 best, num_bad = score, 0

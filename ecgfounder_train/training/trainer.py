@@ -1,4 +1,4 @@
-"""The Lightning Trainer as this project needs it, and the facts about where it runs."""
+"""The Lightning Trainer with this project's strategy and launcher; versions and hardware."""
 
 import os
 import platform
@@ -14,10 +14,9 @@ import torch
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.logging import quieten_libraries
-from ecgfounder_train.core.ranks import require_launch
-from ecgfounder_train.core.run_directory import RunDirectory
+from ecgfounder_train.core.ranks import Launch
 from ecgfounder_train.settings.training import TrainerSettings
-from ecgfounder_train.training.failures import OwnRanksStrategy
+from ecgfounder_train.training.failures import FailureNote, OwnRanksStrategy
 from ecgfounder_train.training.launch import JobEnvironment
 
 
@@ -67,7 +66,7 @@ def require_gpus(devices: int, visible: int, environment: Mapping[str, str]) -> 
     if visible != 1:
         raise UserError(
             f"This task sees {visible} of the {on_node} GPUs of its node: which of them are its "
-            "own cannot be told. Ask srun for --gpus-per-task=1, or for --gres=gpu:N without "
+            "own is not known. Ask srun for --gpus-per-task=1, or for --gres=gpu:N without "
             "--gpu-bind."
         )
 
@@ -84,7 +83,8 @@ def create_trainer(
     callbacks: list[L.Callback],
     accumulate: int,
     gradient_clip_norm: float | None,
-    run: RunDirectory,
+    launch: Launch,
+    note: FailureNote,
 ) -> L.Trainer:
     """Return a Trainer that leaves progress, logging and checkpoints to our callbacks."""
     quieten_libraries()
@@ -95,18 +95,17 @@ def create_trainer(
     strategy: Any = "auto"
     if settings.world_size > 1:
         strategy = OwnRanksStrategy(
-            run,
+            note,
             settings.link_timeout_s,
             settings.devices,
             process_group_backend="nccl" if settings.on_gpu else "gloo",
             timeout=timedelta(seconds=settings.ddp_timeout_s),
             gradient_as_bucket_view=True,
-            # Keeps DDP from sorting its buckets anew after the first step of every start. Of more
+            # Keeps DDP from sorting its buckets again after the first step of every start. Of more
             # than two ranks the order of a sum follows the place in the bucket, so the first step
             # after a restart would differ from the undisturbed run's in the last bit.
             find_unused_parameters=settings.deterministic or not settings.on_gpu,
         )
-    launch = require_launch(settings.devices, settings.num_nodes)
     return L.Trainer(
         accelerator="gpu" if settings.on_gpu else "cpu",
         # Fewer are seen where each task is shown its own; see `require_gpus`.
@@ -132,12 +131,12 @@ def create_trainer(
         deterministic=settings.deterministic,
         # cudnn's search for the fastest kernel pays off at fixed shapes, which ours are.
         benchmark=settings.on_gpu and not settings.deterministic,
-        default_root_dir=str(run.path),
+        default_root_dir=str(note.path.parent),
     )
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what decides about numbers."""
+    """Return the versions of the libraries that numbers depend on."""
     names = ("torch", "lightning", "numpy", "scipy", "wfdb", "webdataset")
     found = {name: version(name) for name in names}
     found |= {"python": platform.python_version(), "ecgfounder_train": _own_version()}

@@ -129,7 +129,7 @@ def check_contents(checkpoint: Any, path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} has checkpoint format {known['format_version']}, this version of "
             f"ecgfounder_train reads {FORMAT_VERSION}. Use the version that wrote it"
-            f"{f' ({writer})' if writer else ''}, or train anew under another run=NAME."
+            f"{f' ({writer})' if writer else ''}, or train from scratch with another run=NAME."
         )
     missing = [key for key in REQUIRED if key not in known]
     if missing:
@@ -139,13 +139,30 @@ def check_contents(checkpoint: Any, path: Path) -> dict[str, Any]:
 
 
 def newest_whole(run: RunDirectory) -> Path | None:
-    """Return a run's newest undamaged checkpoint; damaged ones are named and skipped."""
+    """Return a run's newest undamaged checkpoint; damaged ones are named and skipped.
+
+    `best.ckpt` is a whole checkpoint too, and the newest where step files were damaged or deleted.
+    """
+    newest = None
     for path in sorted(run.checkpoints.glob(_STEP_PATTERN), reverse=True):
         reason = damage(path)
         if reason is None:
-            return path
+            newest = path
+            break
         warnings.warn(f"Skipping the damaged checkpoint {path.name}: {reason}.", stacklevel=2)
-    return None
+    best = run.checkpoints / BEST
+    steps = _global_step(best)
+    is_newer = steps >= 0 and (newest is None or step_name(steps) > newest.name)
+    return best if is_newer and damage(best) is None else newest
+
+
+def _global_step(path: Path) -> int:
+    """Return the optimizer steps of a checkpoint, -1 where the file says none."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return int(checkpoint["position"]["global_step"])
+    except Exception:  # whatever a damaged or foreign file raises
+        return -1
 
 
 def find_checkpoint(run: RunDirectory, which: str) -> Path:
@@ -214,22 +231,38 @@ class CheckpointFolder:
 
     def link_best(self, path: Path) -> None:
         """Make `best.ckpt` the same file as `path`."""
-        best = self.run.checkpoints / BEST
-        partial = best.with_name(f"{BEST}{PARTIAL_MARK}{os.getpid()}")
-        try:
-            os.link(path, partial)
-        except OSError:
-            # Some cluster file systems know no hard links.
-            with atomic_file(best) as handle:
-                handle.write(path.read_bytes())
-            return
-        partial.replace(best)
+        if path.name != BEST:
+            _link(path, self.run.checkpoints / BEST)
 
-    def delete_newer_than(self, global_step: int) -> None:
-        """Forget checkpoints beyond the one a run resumes from, so that `last` stays true."""
-        for path in self.run.checkpoints.glob(_STEP_PATTERN):
-            if path.name > step_name(global_step):
-                path.unlink()
+    def set_aside_newer_than(self, global_step: int) -> list[str]:
+        """Rename damaged checkpoints beyond the one a run resumes from; return their names."""
+        found = [
+            path
+            for path in sorted(self.run.checkpoints.glob(_STEP_PATTERN))
+            if path.name > step_name(global_step)
+        ]
+        for path in found:
+            path.rename(path.with_name(f"{path.name}.damaged"))
+        return [path.name for path in found]
+
+    def keep_best_as(self, name: str) -> None:
+        """Give `best.ckpt` a second name, under which it stays when another one is the best."""
+        best, kept = self.run.checkpoints / BEST, self.run.checkpoints / name
+        if best.is_file() and not kept.exists():
+            _link(best, kept)
+
+
+def _link(path: Path, target: Path) -> None:
+    """Make `target` the same file as `path`, or a copy of it."""
+    partial = target.with_name(f"{target.name}{PARTIAL_MARK}{os.getpid()}")
+    try:
+        os.link(path, partial)
+    except OSError:
+        # Some cluster file systems have no hard links.
+        with atomic_file(target) as handle:
+            handle.write(path.read_bytes())
+        return
+    partial.replace(target)
 
 
 def _short(error: BaseException) -> str:

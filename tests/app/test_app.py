@@ -103,9 +103,14 @@ def test_defaults_compose_with_nothing_but_what_is_required(verb: str) -> None:
 def test_every_experiment_has_settings_that_are_accepted(choice: str) -> None:
     from ecgfounder_train.loader.transforms import Augmentation
     from ecgfounder_train.losses import create_loss
-    from ecgfounder_train.settings.training import Budget, DataSettings, EmaSettings, RunSettings
-    from ecgfounder_train.training.keeper import CheckpointSettings
-    from ecgfounder_train.training.module import OptimizerSettings
+    from ecgfounder_train.settings.training import (
+        Budget,
+        CheckpointSettings,
+        DataSettings,
+        EmaSettings,
+        OptimizerSettings,
+        RunSettings,
+    )
     from ecgfounder_train.training.schedules import create_schedule
 
     composed = app.compose_config("pretrain", [*required("pretrain"), f"experiment={choice}"])

@@ -75,7 +75,7 @@ def test_run_stopped_in_mid_epoch_goes_on_bit_exactly(
 
     def disturbed(module: PretrainModule) -> None:
         finish_step(module)
-        if module.optimizer_steps == 7:
+        if module.state.optimizer_steps == 7:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patched:
@@ -283,14 +283,14 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_written(
 def test_another_task_or_start_under_the_same_name_is_refused(tuned: Tune) -> None:
     tuned("mode=linear_probe")
     for more in ("task.targets=[slow]", "label_fraction=0.5", "seed=3", "init=random"):
-        with pytest.raises(UserError, match="was made with another"):
+        with pytest.raises(UserError, match="is incompatible with these settings: another"):
             tuned("mode=linear_probe", more)
 
 
 def test_nothing_of_a_run_holds_a_path_or_a_patient(
     undisturbed: RunDirectory, place: Place
 ) -> None:
-    private = {"config.yaml"}  # keeps the command, for this machine
+    private = {"config.yaml", "starts.jsonl"}  # keep the command, for this machine
     words = [str(place.records).encode(), str(place.table).encode(), b"4711", b"answers.csv"]
     files = [p for p in undisturbed.path.rglob("*") if p.is_file() and p.name not in private]
     assert len(files) > 6

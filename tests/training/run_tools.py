@@ -26,6 +26,7 @@ from ecgfounder_train.weights.checkpoint import newest_whole
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TIMEOUT_S = 180.0
 TIME_COLUMNS = ("ecg_per_s", "data_wait_share", "flop_utilisation", "gpu_memory_gb")
+START_COLUMN = "start"
 
 EVERYTHING_ON = (
     "+model.group_width=8",
@@ -193,10 +194,10 @@ def last_checkpoint(run: RunDirectory) -> dict[str, Any]:
 
 
 def rows(run: RunDirectory) -> list[dict[str, str]]:
-    """Return metrics.csv without what depends on time."""
+    """Return metrics.csv without what depends on time and on the number of starts."""
     with run.metrics_file.open(newline="") as handle:
         return [
-            {name: value for name, value in row.items() if name not in TIME_COLUMNS}
+            {k: value for k, value in row.items() if k not in (*TIME_COLUMNS, START_COLUMN)}
             for row in csv.DictReader(handle)
         ]
 

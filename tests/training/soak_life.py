@@ -67,20 +67,20 @@ def live(
     def main(config: dict[str, Any]) -> int:
         from ecgfounder_train.training import pretrain
 
-        create_module = pretrain.create_module
+        create_module = pretrain.create_module  # type: ignore[attr-defined]
 
         def create_noting_module(*arguments: Any) -> Any:
             module, facts = create_module(*arguments)
             noting, training_step = Ledger(ledger), module.training_step
 
             def noted_step(batch: Mapping[str, Any], batch_idx: int) -> Any:
-                noting.note(module.optimizer_steps, batch)
+                noting.note(module.state.optimizer_steps, batch)
                 return training_step(batch, batch_idx)
 
             module.training_step = noted_step  # type: ignore[method-assign]
             return module, facts
 
-        pretrain.create_module = create_noting_module  # type: ignore[assignment]
+        pretrain.create_module = create_noting_module  # type: ignore[assignment, attr-defined]
         return pretrain.train(config)
 
     app.run("pretrain", main)

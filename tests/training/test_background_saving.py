@@ -138,6 +138,7 @@ def test_full_disk_under_the_thread_ends_the_run_and_keeps_the_old_checkpoint(
         "budget.max_epochs=1000",
         # With the weight average a checkpoint is larger than rank 0 may write.
         "ema.half_life_samples=100",
+        "resume.allow=[ema]",
         "checkpoint.every_samples=16",
         ON_A_THREAD,
         *(["trainer=ddp_cpu"] if ranks > 1 else []),

@@ -101,7 +101,7 @@ def test_signal_to_one_rank_stops_both_and_one_rank_goes_on(
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=run_tools.TIMEOUT_S)
     assert process.returncode == 128 + signal.SIGTERM, output
-    assert output.count("Run the same command again to go on") == 1
+    assert output.count("Run the same command again to continue") == 1
     assert run_tools.last_checkpoint(run)["position"]["global_step"] < LAST_STEP
 
     assert train(tiny_set.tiny_config(tiny_shards, tmp_path, "run", *SETTINGS)) == 0
@@ -135,7 +135,7 @@ def test_damage_that_one_rank_meets_ends_both_with_its_name(
 def test_ranks_that_begin_with_another_runs_checkpoint_stop_early_together(
     tiny_shards: ShardSet, tmp_path: Path
 ) -> None:
-    """Its best checkpoint is not in the new run's folder, so all of them begin to count anew."""
+    """Its best checkpoint is not in the new run's folder, so all of them count from scratch."""
     first = ("budget.max_epochs=2", "checkpoint.keep=9")
     config = tiny_set.tiny_config(tiny_shards, tmp_path, "first", *NOTHING_LEARNT, *first)
     assert train(config) == 0

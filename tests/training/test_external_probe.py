@@ -202,7 +202,7 @@ def test_what_is_known_of_a_probe_and_the_training_part_is_said_at_the_start(
 
     def said(shards: ShardSet, run: str) -> str:
         pretrain("budget.max_epochs=1", f"probe.shards={shards.folder}", run=run)
-        (line,) = [line for line in capsys.readouterr().out.splitlines() if "Probe on" in line]
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "Probe on" in line]
         return line
 
     counts = [len(other.rows(part)) for part in ("train", "val")]

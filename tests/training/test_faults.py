@@ -57,7 +57,7 @@ def test_bad_step_is_skipped_counted_and_its_record_named(
 ) -> None:
     nan_at(32)
     run = pretrain("faults.on_bad_loss=skip", "ema.half_life_samples=50")
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr().err
     assert "skipped the step before 48 samples: gradient norm nan" in printed
     key = printed.split("Largest losses: records ")[1].split(" ")[0]
     assert key.encode() in tiny_shards.index["record_key"].tolist()

@@ -13,13 +13,17 @@ from ecgfounder_train.loader.transforms import Augmentation
 from ecgfounder_train.losses import create_loss
 from ecgfounder_train.models import create_model
 from ecgfounder_train.models.families import resolve_model
-from ecgfounder_train.settings.training import Budget, DataSettings, EmaSettings, TrainerSettings
+from ecgfounder_train.settings.training import (
+    Budget,
+    CheckpointSettings,
+    DataSettings,
+    EmaSettings,
+)
 from ecgfounder_train.shards import ShardSet
-from ecgfounder_train.training.keeper import CheckpointSettings
+from ecgfounder_train.training.build import DataOrder, create_module
+from ecgfounder_train.training.config import RunConfig
 from ecgfounder_train.training.module import OptimizerSettings
-from ecgfounder_train.training.pretrain import create_module
 from ecgfounder_train.training.schedules import Plateau, Progress, Step, create_schedule
-from ecgfounder_train.training.trainer import on_this_machine
 
 EXPERIMENTS = ("ecgfounder_12lead", "ecgfounder_1lead", "ecgfounder_12lead_step")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "experiment"
@@ -120,8 +124,9 @@ def test_regularisers_and_augmentations_change_no_name_and_no_shape_of_the_state
 ) -> None:
     def state(*overrides: str) -> dict[str, tuple[int, ...]]:
         config = tiny_set.tiny_config(tiny_shards, tmp_path, "run", *overrides)
-        settings = on_this_machine(TrainerSettings.from_config(config["trainer"]))
-        module, _ = create_module(config, tiny_shards, settings)
+        parsed = RunConfig.from_config(config)
+        order = DataOrder.of(tiny_shards, parsed.data, parsed.numbers.seed)
+        module, _ = create_module(parsed, tiny_shards, order)
         return {name: tuple(value.shape) for name, value in module.state_dict().items()}
 
     plain = state()

@@ -13,9 +13,10 @@ import tiny_set
 import torch
 
 from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.core.ranks import Launch
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.shards import ShardSet
-from ecgfounder_train.training.failures import FailureNote, is_broken_link, told_to_all
+from ecgfounder_train.training.failures import FailureNote, is_broken_link, propagate_failures
 
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
 
@@ -54,7 +55,7 @@ def test_killed_rank_ends_the_job_and_is_named(
         assert output.splitlines()[-1] == told[-1]
         assert "Traceback" not in output
     else:
-        assert "Another rank vanished without a word" in told[-1]
+        assert "Another rank ended without a reason" in told[-1]
         summary = output.split("Root Cause (first observed failure)")[-1]
         assert re.search(r"rank\s*: 1 .*\n\s*exitcode\s*: -9", summary)
     assert "rank" in json.loads(run.failure_file.read_text())
@@ -94,15 +95,43 @@ def test_broken_connection_is_told_from_a_reason(error: Exception, broken: bool)
     assert is_broken_link(error) == broken
 
 
+ALONE = Launch("own", world_size=1)
+FIRST_OF_FOUR = Launch("torchrun", world_size=4)
+
+
 def test_first_reason_stays_and_the_next_start_forgets_it(tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path)
-    with pytest.raises(RuntimeError), told_to_all(run, 1):
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    with pytest.raises(RuntimeError), propagate_failures(run, ALONE) as note:
+        note.take_run()
         raise RuntimeError("first")
-    FailureNote(run).leave(0, "second")
-    note = json.loads(run.failure_file.read_text())
-    assert (note["rank"], note["reason"]) == (0, "RuntimeError: first")
-    with told_to_all(run, 1):
+    note.leave(0, "second")
+    kept = json.loads(run.failure_file.read_text())
+    assert (kept["rank"], kept["reason"]) == (0, "RuntimeError: first")
+    (run.failure_file).write_text(json.dumps(kept | {"attempt": "an earlier one"}))
+    with propagate_failures(run, ALONE) as note:
+        note.take_run()
         assert not run.failure_file.exists()
+
+
+def test_start_that_is_refused_leaves_no_trace_in_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    run.failure_file.write_text("that of the job that trains here")
+    with pytest.raises(UserError), propagate_failures(run, ALONE):
+        raise UserError("is being trained by another process")
+    with pytest.raises(UserError), propagate_failures(run, FIRST_OF_FOUR):
+        raise UserError("is being trained by another process")
+    assert [path.name for path in run.path.iterdir()] == [run.failure_file.name]
+    assert run.failure_file.read_text() == "that of the job that trains here"
+    # The other ranks of the refused start read it beside the folder; the next start deletes it.
+    (beside,) = (path for path in tmp_path.iterdir() if path.name != "run")
+    assert "another process" in beside.read_text()
+    monkeypatch.setenv("MASTER_PORT", "another start")
+    FailureNote(run).take_run()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_rank_that_lost_its_connection_repeats_the_reason(
@@ -112,16 +141,16 @@ def test_rank_that_lost_its_connection_repeats_the_reason(
     monkeypatch.setenv("MASTER_PORT", "1")
     with (
         pytest.raises(UserError, match="Rank 3 ended first, and the job with it: its disk is full"),
-        told_to_all(run, 4),
+        propagate_failures(run, FIRST_OF_FOUR),
     ):
-        FailureNote(run).leave(3, "its disk is full")
+        FailureNote(run, is_ours=True).leave(3, "its disk is full")
         raise RuntimeError("gloo: Connection closed by peer")
 
 
 def test_note_of_another_attempt_is_not_believed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    note = FailureNote(RunDirectory(tmp_path))
+    note = FailureNote(RunDirectory(tmp_path), is_ours=True)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     note.leave(1, "old")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")

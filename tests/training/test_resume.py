@@ -66,13 +66,13 @@ def test_run_killed_at_a_delicate_moment_is_bit_exact(
     assert_same_run(run, undisturbed)
 
 
-def test_best_checkpoint_is_mended_after_a_kill_before_it_was_linked(
+def test_best_checkpoint_is_restored_after_a_kill_before_it_was_linked(
     pretrain: Pretrain,
 ) -> None:
     run = pretrain("budget.max_epochs=1")
     best = run.checkpoints / "best.ckpt"
     best.unlink()
-    pretrain("budget.max_epochs=2", "optimizer.lr=1e-12", "checkpoint.monitor=val/loss")
+    pretrain("budget.max_epochs=2", "optimizer.lr=1e-12", "resume.allow=[optimizer.lr]")
     assert best.is_file()
 
 
@@ -89,7 +89,7 @@ def test_signal_saves_stops_and_says_how_to_go_on(
     run_tools.wait_for_step(run, 14, child.alive)
     child.signal(number)
     assert child.wait() == 128 + number
-    assert "everything up to here is saved. Run the same command again" in child.text()
+    assert "everything up to here is saved. Run the same command again to continue" in child.text()
     assert "Traceback" not in child.text()
     assert '"stopped"' in run.state_file.read_text()
     expected = [row for row in rows(undisturbed) if int(row["global_step"]) <= latest_step(run)]
@@ -118,7 +118,7 @@ def test_second_start_of_a_training_run_is_refused(
     pretrain("budget.max_samples=63", "resume=auto")
 
 
-def test_signal_at_the_last_step_completes_the_run(
+def test_signal_before_the_last_validation_leaves_it_to_the_next_start(
     pretrain: Pretrain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from ecgfounder_train.training.module import PretrainModule
@@ -130,11 +130,18 @@ def test_signal_at_the_last_step_completes_the_run(
         if module.samples_seen == 63:
             os.kill(os.getpid(), signal.SIGTERM)
 
+    pretrain("budget.max_epochs=1", run="whole")
     monkeypatch.setattr(PretrainModule, "finish_step", signalled)
-    run = pretrain("budget.max_epochs=1")
-    assert "complete" in capsys.readouterr().out
+    run = pretrain("budget.max_epochs=1", exit_code=128 + signal.SIGTERM)
+    assert '"stopped"' in run.state_file.read_text()
+    # All is trained; only the validation, which a signal stops, is still to be taken.
+    assert not any(row["val/loss"] for row in rows(run))
+    monkeypatch.undo()
+    capsys.readouterr()
+    pretrain("budget.max_epochs=1")
+    assert "is complete" in capsys.readouterr().out
     assert '"finished"' in run.state_file.read_text()
-    assert rows(run)[-1]["val/loss"]
+    assert_same_run(run, RunDirectory(run.path.with_name("whole")))
 
 
 def test_second_ctrl_c_stops_at_once(pretrain: Pretrain, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +157,7 @@ def test_second_ctrl_c_stops_at_once(pretrain: Pretrain, monkeypatch: pytest.Mon
 
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(PretrainModule, "training_step", impatient)
-    with pytest.raises(KeyboardInterrupt, match="go on from the last checkpoint"):
+    with pytest.raises(KeyboardInterrupt, match="continue from the last checkpoint"):
         pretrain()
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -189,7 +196,7 @@ def test_plateau_schedule_remembers_the_validations_before_a_stop(pretrain: Pret
 def test_resume_none_never_overwrites(pretrain: Pretrain) -> None:
     run = pretrain("budget.max_epochs=1", "resume=none")
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match="resume=none would overwrite it"):
+    with pytest.raises(UserError, match="resume=none begins new runs only"):
         pretrain("budget.max_epochs=2", "resume=none")
     before.pop(run.path / ".lock")
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in before.items())
@@ -255,7 +262,8 @@ def test_logged_loss_is_the_mean_over_steps_also_where_accumulation_changed(
 def test_average_switched_on_later_starts_from_the_trained_weights(pretrain: Pretrain) -> None:
     run = pretrain("budget.max_epochs=1")
     trained = run_tools.last_checkpoint(run)["model"]
-    pretrain("budget.max_samples=64", "ema.half_life_samples=1e9", "optimizer.lr=1e-12")
+    allowed = "resume.allow=[ema,optimizer.lr]"
+    pretrain("budget.max_samples=64", "ema.half_life_samples=1e9", "optimizer.lr=1e-12", allowed)
     for name, value in run_tools.last_checkpoint(run)["ema"].items():
         torch.testing.assert_close(value, trained[name], atol=1e-6, rtol=1e-4)
 

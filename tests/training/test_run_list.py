@@ -1,4 +1,4 @@
-"""scripts/runs.py tells of every run what it is doing and how to go on."""
+"""scripts/runs.py lists every run with its state and the command that continues it."""
 
 import csv
 import io
@@ -62,7 +62,7 @@ def test_every_state_is_told_and_the_command_goes_on(
     command = [sys.executable, script, *words]
     root = run_tools.SCRIPTS.parent
     again = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert "Resuming run killed from step-" in again.stdout
+    assert "Resuming run killed from step-" in again.stderr
 
 
 def test_table_is_also_csv_and_json(pretrain: Pretrain, tmp_path: Path) -> None:

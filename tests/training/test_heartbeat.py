@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from slurm_cluster import LocalSlurm, ip, lay_cables, namespace_of, why_no_cables
 
-from ecgfounder_train.training.lines import Lines
+from ecgfounder_train.training.heartbeat import Heartbeat
 
 TIMEOUT_S = 3.0
 OTHER_RANK = """
 import sys, time
-from ecgfounder_train.training.lines import Lines
-lines = Lines(float(sys.argv[1]), lambda rank: print("lost", rank, flush=True))
+from ecgfounder_train.training.heartbeat import Heartbeat
+lines = Heartbeat(float(sys.argv[1]), lambda rank: print("lost", rank, flush=True))
 lines.connect(1, sys.argv[2], int(sys.argv[3]), bytes.fromhex(sys.argv[4]))
 print("connected", flush=True)
 time.sleep(60)
@@ -47,8 +47,8 @@ def lost() -> list[int]:
 
 
 @pytest.fixture
-def lines(lost: list[int]) -> Iterator[Lines]:
-    lines = Lines(TIMEOUT_S, lost.append)
+def lines(lost: list[int]) -> Iterator[Heartbeat]:
+    lines = Heartbeat(TIMEOUT_S, lost.append)
     yield lines
     lines.close()
 
@@ -59,7 +59,9 @@ def wait_for(lost: list[int], seconds: float) -> None:
         time.sleep(0.05)
 
 
-def test_cut_cable_is_noticed_at_both_ends(lines: Lines, lost: list[int], tmp_path: Path) -> None:
+def test_cut_cable_is_noticed_at_both_ends(
+    lines: Heartbeat, lost: list[int], tmp_path: Path
+) -> None:
     if reason := why_no_cables():
         pytest.skip(reason)
     with ExitStack() as stack:
@@ -77,7 +79,7 @@ def test_cut_cable_is_noticed_at_both_ends(lines: Lines, lost: list[int], tmp_pa
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_rank_that_hangs_or_has_ended_is_not_taken_for_a_cut_cable(
-    lines: Lines, lost: list[int], number: signal.Signals
+    lines: Heartbeat, lost: list[int], number: signal.Signals
 ) -> None:
     port, token = lines.listen()
     with other_rank("127.0.0.1", port, token) as process:
@@ -86,12 +88,12 @@ def test_rank_that_hangs_or_has_ended_is_not_taken_for_a_cut_cable(
     assert lost == []
 
 
-def test_stranger_and_missing_rank_0_are_no_failure(lines: Lines, lost: list[int]) -> None:
+def test_stranger_and_missing_rank_0_are_no_failure(lines: Heartbeat, lost: list[int]) -> None:
     port, token = lines.listen()
-    stranger = Lines(TIMEOUT_S, lost.append)
+    stranger = Heartbeat(TIMEOUT_S, lost.append)
     stranger.connect(1, "127.0.0.1", port, bytes(len(token)))
-    with pytest.warns(UserWarning, match="will be noticed after"):
-        Lines(TIMEOUT_S, lost.append).connect(1, "127.0.0.1", 1, token)
+    with pytest.warns(UserWarning, match="will be detected after"):
+        Heartbeat(TIMEOUT_S, lost.append).connect(1, "127.0.0.1", 1, token)
     wait_for(lost, 0.5)
     stranger.close()
     assert lost == []

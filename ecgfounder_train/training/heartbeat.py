@@ -1,6 +1,6 @@
-"""Whether the other nodes of a job can still be heard.
+"""Node heartbeat over TCP keepalive: detects within seconds that another node no longer answers.
 
-A collective cannot tell a rank that is busy from one whose cable is cut: it waits for
+A collective cannot distinguish a busy rank from one whose cable is cut: it waits for
 `trainer.ddp_timeout_s`. The kernels can: every rank of another node keeps a silent TCP connection
 to rank 0, whose keepalive the other node answers however busy or stopped the process there is.
 """
@@ -19,20 +19,20 @@ _GREETING = struct.Struct("!16sI")
 """Token of the job, rank."""
 _POLL_S = 1.0
 _CONNECT_S = 20.0
-_UNHEARD = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
-"""What the kernel says of a connection whose other end no longer answers. A process that ended has
-its connections closed or reset, which is none of these."""
+_NO_ANSWER = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
+"""Errors of a connection whose other end no longer answers. A process that ended has its
+connections closed or reset, which is none of these."""
 
 
-class Lines:
+class Heartbeat:
     """The connections of one rank, watched by a thread of their own."""
 
     def __init__(self, timeout_s: float, lost: Callable[[int], None]) -> None:
         """Prepare to watch.
 
         Args:
-            timeout_s: How long a node may be unheard.
-            lost: Called once, from the thread, with the rank that is not heard any more.
+            timeout_s: How long a node may not answer.
+            lost: Called once, from the thread, with the rank that no longer answers.
         """
         self._timeout_s = timeout_s
         self._lost = lost
@@ -51,14 +51,14 @@ class Lines:
         return listener.getsockname()[1], self._token
 
     def connect(self, rank: int, host: str, port: int, token: bytes) -> None:
-        """Begin as another rank; where rank 0 cannot be reached in this way, do without."""
+        """Begin as another rank; if rank 0 cannot be reached in this way, warn and do without."""
         try:
             line = socket.create_connection((host, port), timeout=_CONNECT_S)
             line.sendall(_GREETING.pack(token, rank))
         except OSError as error:
             warnings.warn(
                 f"no connection from rank {rank} to {host}:{port} ({error}): a cut cable will be "
-                "noticed after trainer.ddp_timeout_s only",
+                "detected after trainer.ddp_timeout_s only",
                 stacklevel=2,
             )
             return
@@ -114,11 +114,11 @@ class Lines:
         except BlockingIOError:
             return False
         except OSError as error:
-            if error.errno in _UNHEARD and not self._closed.is_set():
+            if error.errno in _NO_ANSWER and not self._closed.is_set():
                 self._lost(rank)
             return True
 
 
 def can_be_watched() -> bool:
-    """Tell whether this system lets a connection say how long it may be unheard (Linux does)."""
+    """Return whether this system has the TCP options of a heartbeat (Linux does)."""
     return hasattr(socket, "TCP_USER_TIMEOUT") and hasattr(socket, "TCP_KEEPIDLE")
