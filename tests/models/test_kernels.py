@@ -163,22 +163,6 @@ def test_grouped_convolution_of_random_shapes_equals_float64() -> None:
         )
 
 
-def test_a_weight_gradient_laid_out_in_many_pieces_is_the_same(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from ecgfounder_train.models.kernels import grouped_cpu
-
-    x, upstream = (channels_last(2, 80, 40, torch.float64) for _ in range(2))
-    weight = torch.randn(80, 16, 16, dtype=torch.float64).requires_grad_()
-    gradients = []
-    for size in (1, 40_000, 1 << 30):
-        monkeypatch.setattr(grouped_cpu, "_WINDOW_BYTES", size)
-        output = grouped_convolution(x, weight, None, 1, same_padding(40, 16, 1), False)
-        gradients += torch.autograd.grad(output, weight, upstream)
-    torch.testing.assert_close(gradients[0], gradients[1])
-    torch.testing.assert_close(gradients[0], gradients[2])
-
-
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("channels", [(12, 20), (20, 400), (400, 16)], ids=str)
 def test_pointwise_convolution_and_its_gradients_equal_float64(

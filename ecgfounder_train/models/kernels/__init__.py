@@ -1,9 +1,9 @@
-"""The operations Net1D spends its time in, by the fastest way each device has.
+"""Convolutions of Net1D and their kernels, by the fastest way each device has.
 
 * `operations`: what the network calls; chooses by device and `model.kernels=auto|torch|triton`.
 * `grouped_vector`: Swish and grouped convolution on a CPU, sixteen channels per group, by compiled
-  loops (`grouped_rows`) over vectors (`vector_rows`) on torch's threads (`team`).
-* `grouped_cpu`, `pointwise_cpu`: on a CPU, other shapes and the pointwise convolution, by torch.
+  loops (`grouped_rows`) over vectors (`vector_rows`) on torch's OpenMP threads (`openmp`). Other
+  shapes and types are computed by torch.
 * `gpu`, `triton_kernels`: on an NVIDIA GPU, chosen layer by layer where they measure faster.
 
 All compute the same function of the same parameters: nothing here changes a state dict. A new

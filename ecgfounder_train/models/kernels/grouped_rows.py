@@ -16,7 +16,7 @@ Signals lie as (record, time, channel). A unit of work is some records of one gr
 import numba
 import numpy as np
 
-from ecgfounder_train.models.kernels.team import (
+from ecgfounder_train.models.kernels.openmp import (
     FIRST_ARGUMENT,
     floats_at,
     job_of,

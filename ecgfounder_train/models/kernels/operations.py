@@ -10,8 +10,6 @@ from torch.autograd.function import once_differentiable
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.models.kernels import gpu, grouped_vector
-from ecgfounder_train.models.kernels.grouped_cpu import GroupedConvolution
-from ecgfounder_train.models.kernels.pointwise_cpu import PointwiseProduct
 
 Kernels = Literal["auto", "torch", "triton"]
 
@@ -24,22 +22,7 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if torch.onnx.is_in_onnx_export():  # elsewhere signals do not travel channels-last
         return F.conv2d(x, weight.unsqueeze(2), bias)
     signal, matrix = x.squeeze(2).transpose(1, 2), weight.squeeze(2)
-    if _is_plain_float32(x) and torch.is_grad_enabled() and weight.requires_grad:
-        product: Tensor = PointwiseProduct.apply(  # type: ignore[no-untyped-call]
-            signal, matrix, bias
-        )
-    else:
-        product = F.linear(signal, matrix, bias)
-    return product.transpose(1, 2).unsqueeze(2)
-
-
-def _is_plain_float32(x: Tensor) -> bool:
-    return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and not torch.is_autocast_enabled("cpu")
-    )
+    return F.linear(signal, matrix, bias).transpose(1, 2).unsqueeze(2)
 
 
 def grouped_convolution(
@@ -74,10 +57,7 @@ def grouped_convolution(
         )
         return output
     if on_cpu:
-        output = GroupedConvolution.apply(  # type: ignore[no-untyped-call]
-            x, weight.unsqueeze(2), bias, *settings
-        )
-        return output
+        return _grouped_by_torch(x, weight, bias, *settings)
 
     def ours(*tensors: Tensor) -> Tensor:
         result: Tensor = gpu.TritonGroupedConvolution.apply(  # type: ignore[no-untyped-call]
