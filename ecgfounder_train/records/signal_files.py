@@ -69,7 +69,7 @@ def _open(path: Path, root: Path | None) -> int:
     except OSError as error:
         if error.errno != errno.ELOOP or not path.is_symlink():
             raise
-    target = Path(os.path.realpath(path, strict=True))  # noqa: PTH: an OSError for a loop
+    target = Path(os.path.realpath(path, strict=True))  # an OSError for a loop
     folders = [path.parent.resolve(), *([root.resolve()] if root is not None else [])]
     if not any(target.is_relative_to(folder) for folder in folders):
         raise OSError(

@@ -21,15 +21,13 @@ import polars as pl
 from ecgfounder_train.core.errors import RejectedRecordError, RejectReason, UserError
 from ecgfounder_train.records.remote import fetched
 from ecgfounder_train.records.signal_files import open_regular
+from ecgfounder_train.records.sources.label_table import label_columns, require_utf8
 from ecgfounder_train.records.sources.rows import gather_rows
 from ecgfounder_train.records.sources.table import (
     RECORD_COLUMNS,
     STAND_IN_PATIENT,
     SourceTable,
     clean,
-    clean_id,
-    clean_number,
-    clean_sex,
     collect,
     complete,
     find_column,
@@ -213,33 +211,9 @@ class WfdbFolderSource:
         frame, columns = scan_strings(path, self.table_header, self.table_separator)
         record_column = find_column(columns, [self.record_column or columns[0]], path)
         chosen = [stem_of(record_column).alias("stem"), clean(record_column).alias("record_name")]
-        optional: Mapping[str, tuple[str | None, Any]] = {
-            "patient_id": (self.patient_column, clean_id),
-            "age_years": (self.age_column, clean_number),
-            "sex": (self.sex_column, clean_sex),
-            "site": (self.site_column, clean),
-            "split": (self.split_column, clean_id),
-            "fold": (self.split_column, _fold_number),
-        }
-        for name, (column, cleaned) in optional.items():
-            if column is None:
-                chosen.append(pl.lit(None, dtype=RECORD_COLUMNS[name]).alias(name))
-            else:
-                chosen.append(cleaned(find_column(columns, [column], path)).alias(name))
-        names = self.statement_columns
-        cells = [
-            self._split(clean(find_column(columns, [name], path)))
-            for name in ([names] if isinstance(names, str) else names)
-        ]
-        if cells:
-            spoken = pl.concat_list(
-                cell.list.eval(pl.element().str.strip_chars()).fill_null([]) for cell in cells
-            ).list.filter(pl.element() != "")
-            spoken = pl.when(spoken.list.len() > 0).then(spoken).otherwise(None)
-        else:
-            spoken = pl.lit(None, dtype=pl.List(pl.String))
-        table = collect(frame.select(*chosen, spoken.alias("statements")), path)
-        _require_utf8(table, path)
+        chosen += label_columns(self, columns, path)
+        table = collect(frame.select(*chosen), path)
+        require_utf8(table, path)
         table = table.with_columns(
             pl.Series("record_path", _match_records(table, paths, counts), dtype=pl.String)
         ).drop_nulls("record_path")
@@ -252,51 +226,10 @@ class WfdbFolderSource:
         counts["records_without_table_row"] = len(paths) - table.height
         return table
 
-    def _split(self, cell: pl.Expr) -> pl.Expr:
-        if self.statement_pattern is None:
-            return cell.str.split(self.statement_separator)
-        try:
-            pattern = re.compile(self.statement_pattern)
-        except re.error as error:
-            raise UserError(
-                f"source.statement_pattern={self.statement_pattern} is no regular expression: "
-                f"{error}."
-            ) from error
-        if pattern.groups != 1:
-            raise UserError(
-                f"source.statement_pattern={self.statement_pattern} must have one group, in "
-                "parentheses: what it holds is the statement."
-            )
-        return cell.str.extract_all(self.statement_pattern).list.eval(
-            pl.element().str.extract(self.statement_pattern, 1)
-        )
-
-
-def _fold_number(column: str) -> pl.Expr:
-    return clean_id(column).cast(pl.Int16, strict=False)
-
 
 _HEADER_SCHEMA: dict[str, pl.DataType] = {
     name: kind for name, kind in RECORD_COLUMNS.items() if name not in ("reject_reason", "year")
 }
-
-
-def _require_utf8(table: pl.DataFrame, path: Path) -> None:
-    """Raise if texts were lost: a statement that no label knows any more would count as negative.
-
-    Raises:
-        UserError: Rows hold bytes that are no UTF-8.
-    """
-    lost = pl.any_horizontal(
-        pl.col(pl.String).str.contains("\ufffd", literal=True).fill_null(False),
-        pl.col("statements").list.join("").str.contains("\ufffd", literal=True).fill_null(False),
-    )
-    if rows := table.filter(lost).height:
-        raise UserError(
-            f"{path} is not in UTF-8: {rows:,} of {table.height:,} rows hold other characters "
-            "(Latin-1, Windows-1252?). Save it as UTF-8, such as with: "
-            f"iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8.csv"
-        )
 
 
 def _match_records(table: pl.DataFrame, paths: list[str], counts: Counter[str]) -> list[str | None]:
