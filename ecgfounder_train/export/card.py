@@ -1,4 +1,4 @@
-"""The model card: what the weights are for, what was measured, and what nobody should expect."""
+"""Model card: intended use, measured performance and limits."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -106,7 +106,7 @@ def write_card(
 
 _INTENDED = (
     "Research on electrocardiograms: probabilities of report statements, features for further "
-    "training, comparison of methods. **Not a medical device**: nobody has tested it in care, and "
+    "training, comparison of methods. **Not a medical device**: it was not tested in care, and "
     "no output may decide about a patient. A use near patients needs its own evaluation on their "
     "recordings, its own thresholds and approval."
 )
@@ -392,5 +392,5 @@ def _licence(trained: TrainedModel) -> Iterator[str]:
 
 
 def card_file(folder: Path) -> Path:
-    """Return where the card stands."""
+    """Return the path of the card."""
     return folder / "README.md"

@@ -59,8 +59,8 @@ def find_pretrained(
     # The hub's client raises its own, requests' and httpx' errors for what is one thing here.
     except Exception as error:
         raise UserError(
-            f"{path_or_repo_id} is no folder here, and the hub's repository of that name could not "
-            f"be had ({type(error).__name__}). Check the name and the network, or download it "
+            f"{path_or_repo_id} is not a folder, and the hub repository of that name could not be "
+            f"downloaded ({type(error).__name__}). Check the name and the network, or download it "
             f"once with: hf download {path_or_repo_id}"
         ) from error
     return Path(found)
@@ -75,7 +75,7 @@ def from_pretrained(
 ) -> EcgModel:
     """Return the model of a folder, a file of weights, or a hub repository.
 
-    `ecgfounder_train.load_model` is the same for what lies on this machine.
+    `ecgfounder_train.load_model` does the same for local paths.
 
     Raises:
         UserError: As `find_pretrained`, or the weights are damaged or foreign.

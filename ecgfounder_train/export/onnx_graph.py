@@ -78,7 +78,7 @@ def build_graph(
         statistics: `auto` or `input`, see above.
 
     Raises:
-        UserError: The network is no Net1D.
+        UserError: The network is not a Net1D.
     """
     network = trained.model
     if not isinstance(network, Net1D):

@@ -1,4 +1,4 @@
-"""Memory that batches are read into, used again as soon as nobody holds the batch."""
+"""Pool of batch buffers, reused as soon as no tensor refers to the batch."""
 
 import weakref
 from collections import deque
@@ -11,8 +11,8 @@ import torch
 class BufferPool:
     """Hands out memory for the signals of batches of one shape.
 
-    A buffer comes back when the last tensor that shares its memory is gone, so a batch may be kept
-    for as long as anyone likes; where none is kept, the pool settles at the few buffers that are
+    A buffer returns to the pool when the last tensor that shares it is freed, so a batch may be
+    kept for any time; where none is kept, the pool settles at the few buffers that are
     read ahead. Fresh memory for every batch would cost a page fault per 4 KiB.
 
     Pinned memory is left to torch's own pool, which also knows when a copy to the GPU that still
@@ -30,7 +30,7 @@ class BufferPool:
         self._free: deque[npt.NDArray[np.int16]] = deque()
 
     def take(self) -> torch.Tensor:
-        """Return memory for one batch, with whatever it held before.
+        """Return uninitialised memory for one batch.
 
         Shape: `shape`, int16.
         """

@@ -1,16 +1,16 @@
-"""Shards far away (s3://, http://, a slow file system), read from whole copies on a local disk.
+"""Local cache of remote shards (s3://, http://, slow file systems): whole copies, verified.
 
-The copies of a node lie in one folder that its ranks share:
+The ranks of a node share one cache folder:
 
     CACHE/.lock                     held while room is made
     CACHE/SET/manifest.json, index.npy
     CACHE/SET/train-000017.tar      a whole shard, its SHA-256 compared with the manifest's
     CACHE/SET/train-000018.tar.partial
 
-Everything between processes is a file lock, which the kernel drops with its holder. Whoever reads a
-copy or will need it soon holds a shared lock on it; making room takes the copies that were used
-longest ago and that nobody holds. Whoever fetches a shard holds its partial file exclusively, so
-that a node fetches it once; others wait for the file.
+Processes coordinate by file locks, which the kernel releases with their holder. A process that
+reads a copy or will need it soon holds a shared lock on it; eviction takes the least recently used
+copies that are not locked. A process that fetches a shard holds its partial file exclusively, so
+that a node fetches it once; the others wait for the file.
 """
 
 import fcntl
@@ -49,7 +49,7 @@ _LONGEST_PAUSE_S = 15.0
 
 
 def is_url(location: Path | str) -> bool:
-    """Tell whether shards lie behind a URL rather than in a folder."""
+    """Return whether shards are behind a URL rather than in a folder."""
     return "://" in str(location)
 
 
@@ -72,7 +72,7 @@ def open_shards(
 
     Args:
         location: Folder, or any URL fsspec knows (s3://BUCKET/FOLDER, https://HOST/FOLDER, ...).
-        cache_dir: Folder for copies, on a disk of this node; None reads shards where they lie.
+        cache_dir: Folder for copies, on a disk of this node; None reads shards in place.
         cache_bytes: Most bytes all shards in it may take; manifest and index come on top.
 
     Raises:
@@ -167,7 +167,7 @@ class ShardCache:
         return descriptor
 
     def is_wanted(self, shard: int) -> bool:
-        """Tell whether the shard lies in a window of `want`."""
+        """Return whether the shard is in a window of `want`."""
         return shard in self._wanted
 
     def want(self, window: str, shards: Sequence[int]) -> None:
@@ -192,7 +192,7 @@ class ShardCache:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let go of everything; the copies stay."""
+        """Release all locks; the copies stay."""
         with self._changed:
             self._closed = True
             self._windows.clear()
@@ -217,7 +217,7 @@ class ShardCache:
             try:
                 descriptor = self._try_open(missing[0])
             except BadSampleError:
-                # Whoever needs the shard will meet the same error, and can tell it.
+                # The reader that needs the shard raises the same error.
                 continue
             with self._changed:
                 if descriptor is None:
@@ -228,7 +228,7 @@ class ShardCache:
                     os.close(descriptor)
 
     def _try_open(self, shard: int) -> int | None:
-        """Return a descriptor with a shared lock, None where there is no room for the copy."""
+        """Return a descriptor with a shared lock, None if there is no room for the copy."""
         if shard in self._lost:
             raise BadSampleError(self._lost[shard])
         entry, path = self.manifest.shards[shard], self.path(shard)
@@ -273,7 +273,7 @@ class ShardCache:
                     os.close(descriptor)
 
     def _reserve(self, descriptor: int, size: int) -> bool:
-        """Evict what is in nobody's use until `size` more fits, and take that room."""
+        """Evict unlocked copies until `size` more bytes fit, and reserve them."""
         cache = self.folder.parent
         with _locked(cache / ".lock"):
             copies = []
@@ -359,7 +359,7 @@ _UNCACHED = {"cache_type": "none"}
 
 
 def _open_shared(path: Path, size: int) -> int | None:
-    """Return a descriptor with a shared lock, None where there is no whole copy."""
+    """Return a descriptor with a shared lock, None if there is no complete copy."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -377,7 +377,7 @@ def _open_shared(path: Path, size: int) -> int | None:
 
 
 def _evict(path: Path) -> bool:
-    """Delete a copy unless somebody holds it."""
+    """Delete a copy unless it is locked."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -432,7 +432,7 @@ def _fetch_index(url: str, path: Path, stated: IndexEntry) -> None:
             got, digest = _copy(url, handle.fileno(), stated.bytes)
             if (got, digest) != (stated.bytes, stated.sha256):
                 raise UserError(
-                    f"{url} is not the index of the manifest beside it. Copy the set again."
+                    f"{url} is not the index that the manifest states. Copy the set again."
                 )
     except UserError:
         raise

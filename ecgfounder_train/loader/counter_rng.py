@@ -1,4 +1,4 @@
-"""Random numbers that depend on what is drawn for, not on what was drawn before.
+"""Counter-based (stateless) RNG keyed by (seed, epoch, slot).
 
 Augmentation keyed by (seed, epoch, slot) gives a sample the same draw on one GPU and on sixty-four,
 before and after a restart; a stateful generator gives neither.

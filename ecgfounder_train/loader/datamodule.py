@@ -26,8 +26,8 @@ from ecgfounder_train.shards import ShardSet
 class PretrainDataModule(L.LightningDataModule):
     """Batches of a pretraining run for one rank.
 
-    Lightning asks for the training batches anew before each stretch between two validations; they
-    begin where the module's position stands, so nothing is ever skipped by reading it.
+    Lightning asks for new training batches before each stretch between two validations; they start
+    at the module's position, so that no data is read only to be skipped.
 
     Args:
         shards: The opened shard set.

@@ -1,7 +1,7 @@
 """Which sample comes when: one global order per epoch, computed slot by slot.
 
 The order of an epoch is a keyed pseudo-random permutation of the samples, evaluated directly at any
-slot. Nothing is shuffled in memory and nothing is skipped on resume: a run that goes on at slot
+slot. Nothing is shuffled in memory and nothing is skipped on resume: a run that resumes at slot
 7,000,000 asks for slot 7,000,000. The order depends on the data, the seed and the epoch; never on
 the number of ranks, the batch size or the reader, so a run may continue on another machine.
 
@@ -32,7 +32,7 @@ _ROUNDS = 6
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: full epochs done, and slots of the current epoch already consumed."""
+    """Position of a run: completed epochs, and slots consumed in the current epoch."""
 
     epoch: int = 0
     slots: int = 0

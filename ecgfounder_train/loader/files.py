@@ -1,4 +1,4 @@
-"""Where a reader gets its files from, and what it says when it cannot."""
+"""Shard files of a reader, and the error of a sample that cannot be read."""
 
 import os
 from typing import Protocol
@@ -22,11 +22,11 @@ class ShardFiles(Protocol):
         """
 
     def is_wanted(self, shard: int) -> bool:
-        """Tell whether a descriptor should be kept for further reads."""
+        """Return whether a descriptor should be kept for further reads."""
 
 
 class LocalFiles:
-    """The shards where they lie."""
+    """Shards read in place."""
 
     def __init__(self, shards: ShardSet) -> None:
         self.shards = shards

@@ -1,4 +1,4 @@
-"""Which order a run takes, and which shards that order will need next."""
+"""Order of the training samples, and which shards it needs next."""
 
 from collections.abc import Callable
 
@@ -90,10 +90,10 @@ def create_plan(
 def look_ahead(
     shards: CachedShardSet, plan: EpochPlan, rows: Rows, global_batch_size: int
 ) -> Callable[[int, int], None]:
-    """Return what tells the cache, at an epoch and slot, which shards the order needs soon."""
+    """Return a callback that asks the cache, at an epoch and slot, for the next shards."""
     numbers, _ = shard_counts(shards, "train", rows)
 
-    def tell(epoch: int, slot: int) -> None:
+    def ask(epoch: int, slot: int) -> None:
         if not isinstance(plan, BlockPlan):
             shards.cache.want("train", numbers)
             return
@@ -105,21 +105,21 @@ def look_ahead(
         places += plan.shards_of(epoch, behind)
         shards.cache.want("train", [numbers[place] for place in dict.fromkeys(places)])
 
-    return tell
+    return ask
 
 
 def look_ahead_in_order(
     shards: CachedShardSet, split: str, batch_size: int
 ) -> Callable[[int], None]:
-    """Return what tells the cache, at a sample of a split, which shards come next."""
+    """Return a callback that asks the cache, at a sample of a split, for the next shards."""
     numbers, sizes = shard_counts(shards, split, None)
     ends = np.cumsum(sizes)
 
-    def tell(sample: int) -> None:
+    def ask(sample: int) -> None:
         first, last = np.searchsorted(ends, [sample, sample + batch_size - 1], side="right")
         shards.cache.want(split, numbers[int(first) : int(last) + 2])
 
-    return tell
+    return ask
 
 
 def _needed_bytes(shards: ShardSet, numbers: list[int]) -> int:

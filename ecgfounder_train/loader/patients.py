@@ -1,4 +1,4 @@
-"""A share of the training patients, nested: a smaller share is part of every larger one."""
+"""Nested subsets of the training patients: a smaller share is contained in every larger one."""
 
 import hashlib
 
@@ -15,9 +15,9 @@ IntArray = npt.NDArray[np.int64]
 def patient_rows(shards: ShardSet, fraction: float, seed: int) -> IntArray:
     """Return the index rows of the training samples of a share of the patients, in file order.
 
-    A patient is in if a number drawn from the patient's key and the seed lies below the fraction.
-    So all recordings of a patient come or go together, adding records moves nobody, and the share
-    of 0.25 is contained in that of 0.5 of the same seed.
+    A patient is in if a number drawn from the patient's key and the seed is below the fraction.
+    So all recordings of a patient are in or out together, adding records moves no patient, and the
+    share of 0.25 is contained in that of 0.5 of the same seed.
 
     Args:
         shards: The shard set.

@@ -21,7 +21,7 @@ ON_BAD_SAMPLE = ("stop", "quarantine", "report")
 
 @dataclass(frozen=True)
 class SampleArrays:
-    """Samples as they lie in the shards.
+    """Samples as stored in the shards.
 
     Shape:
         ecg: (n, num_leads, num_samples) int16, microvolt.

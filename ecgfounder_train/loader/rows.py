@@ -1,4 +1,4 @@
-"""Which index rows a split has, and what stands in them, in memory that does not grow with them."""
+"""Index rows of a split, in memory that does not grow with their number."""
 
 import errno
 import mmap

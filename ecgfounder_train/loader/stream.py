@@ -1,13 +1,13 @@
-"""Shards as a WebDataset stream, for pipes and stores that can only be read from end to end.
+"""WebDataset streaming, for pipes and stores that can only be read sequentially.
 
-Weaker promises than those of the indexed reader, in exchange for reading nothing at random:
+Weaker guarantees than those of the indexed reader, in exchange for sequential reads:
 
 * The order is approximate: shards are permuted per epoch and dealt out to the ranks, samples pass
   through a shuffle buffer. It depends on the number of ranks.
 * A rank takes its share of the epoch's batches from its own shards. Where shards do not divide
   evenly, a rank that runs out begins its shards again and one with more leaves the rest: a sample
   may come twice in an epoch, or not at all.
-* A resumed run goes on in its epoch by reading and dropping what came before, which takes as long
+* A resumed run continues in its epoch by reading and dropping what came before, which takes as long
   as reading it; with another number of ranks it meets samples of the epoch again.
 * Gradients are means of the ranks' means, and samples are not compared with their checksum.
 

@@ -1,4 +1,4 @@
-"""Leakage: patients and recordings that stand in two parts of a data set, or in two data sets.
+"""Leakage audit: patients and recordings that are in two splits of a data set, or in two sets.
 
 Three questions, from cheap to dear. Patients and identical signals (checksum of the stored data)
 are answered from the index. Near-identical signals are found by a hash of the waveform between 3
@@ -61,7 +61,7 @@ _OTHER = len(SPLITS)
 
 @dataclass(frozen=True)
 class Leak:
-    """Two records that should not stand in two parts; keys only."""
+    """Two records that must not be in different splits; keys only."""
 
     kind: str
     record_key: str
@@ -133,7 +133,7 @@ def audit(
         scratch: Folder for the hashes (128 bytes per window); the system's by default.
 
     Raises:
-        UserError: A folder holds no whole shards, or the two share no lead.
+        UserError: A folder has no complete shard set, or the two share no lead.
     """
     is_number = isinstance(min_correlation, int | float)
     if not is_number or not 0.8 <= min_correlation <= 1:
@@ -186,7 +186,7 @@ class _Rows:
         return number, int(row - self.starts[number])
 
     def part(self, row: int) -> str:
-        """Return what a person calls the part the row stands in."""
+        """Return the display name of the split that the row is in."""
         return "other set" if self.group[row] == _OTHER else SPLITS[self.group[row]]
 
     def record_key(self, row: int) -> str:
@@ -201,12 +201,12 @@ class _Rows:
 
 
 class _Spectrum:
-    """The part of a window's spectrum that is compared: fixed frequencies, whatever its rate."""
+    """The part of a window's spectrum that is compared: fixed frequencies at any sampling rate."""
 
     def __init__(self, shards: ShardSet, leads: Sequence[str], duration_s: float) -> None:
         self.rows = [shards.manifest.leads.index(lead) for lead in leads]
         self.num_samples = round(duration_s * shards.manifest.fs)
-        # The ends are faded, so that a step from the last sample to the first is no signal.
+        # The ends are faded, so that the step from the last sample to the first adds no spectrum.
         self.fade = windows.tukey(self.num_samples, 0.1).astype(np.float32)
         top = min(_BAND_HZ[1], 0.45 * shards.manifest.fs)
         self.bins = slice(round(_BAND_HZ[0] * duration_s), round(top * duration_s))
@@ -237,7 +237,7 @@ class _Spectrum:
 
 
 def _shared_patients(sets: Sequence[ShardSet], rows: _Rows, notes: list[str]) -> list[Leak]:
-    """Return one pair per patient and pair of parts; a blank patient is nobody."""
+    """Return one pair per patient and pair of splits; blank patients are left out."""
     secrets = {shards.manifest.fingerprints["secret"] for shards in sets}
     if len(secrets) > 1:
         notes.append(

@@ -1,4 +1,4 @@
-"""A folder of shards from a catalog: goes on where it was stopped, and gives the same bytes."""
+"""Resumable, deterministic build of a shard folder from a catalog."""
 
 import fcntl
 import json
@@ -41,11 +41,12 @@ from ecgfounder_train.shards.engines import (
     open_engine,
     outcomes,
 )
+from ecgfounder_train.shards.finished_shards import UNITS_FOLDER, FinishedShards
 from ecgfounder_train.shards.increments import (
     CHANGE_POLICIES,
     GONE_NAME,
     PLAN_NAME,
-    Drawing,
+    ShardingParams,
     StoredPlan,
     first_plan,
     next_plan,
@@ -65,7 +66,6 @@ from ecgfounder_train.shards.manifest import (
     read_manifest,
 )
 from ecgfounder_train.shards.plan import PlannedShard, SortedCatalog, sort_catalog
-from ecgfounder_train.shards.units import UNITS_FOLDER, UnitRecords
 from ecgfounder_train.shards.writer import BuiltShard, RecordPlace
 from ecgfounder_train.splits import PatientSplit
 
@@ -118,12 +118,12 @@ class BuildOptions:
         for reason in by_reason:
             if reason not in set(RejectReason):
                 raise UserError(
-                    f"build.max_reject_share_by_reason.{reason} is no reason to reject a record."
+                    f"build.max_reject_share_by_reason.{reason} is not a reject reason."
                     + did_you_mean(reason, RejectReason)
                 )
         shares = (options.max_reject_share, *by_reason.values())
         if not all(isinstance(share, int | float) and 0 <= share <= 1 for share in shares):
-            raise UserError("build.max_reject_share and its exceptions must lie between 0 and 1.")
+            raise UserError("build.max_reject_share and its exceptions must be between 0 and 1.")
         return options
 
     def share_of(self, reason: str) -> float:
@@ -131,9 +131,9 @@ class BuildOptions:
         return float(self.max_reject_share_by_reason.get(reason, self.max_reject_share))
 
     @property
-    def drawing(self) -> Drawing:
+    def sharding(self) -> ShardingParams:
         """How records are drawn to shards."""
-        return Drawing(self.seed, self.records_per_shard, self.shards_per_pool)
+        return ShardingParams(self.seed, self.records_per_shard, self.shards_per_pool)
 
     @property
     def limits(self) -> RejectLimits:
@@ -162,8 +162,8 @@ def build_shards(
     """Write shards, index and manifest of a catalog; make only what is missing.
 
     A shard counts as made when its unit record in the private folder says so and the file is there
-    with its size (with `check_sha256`, its content). Stopped at any moment, the next call with the
-    same arguments goes on, and the folder ends up byte for byte the same, whatever the executor.
+    with its size (with `check_sha256`, its content). After an interruption the same arguments
+    resume the build; the resulting bytes do not depend on interruptions or on the executor.
 
     Args:
         catalog: One row per record, as `ecgfounder_train.catalog` makes it.
@@ -178,17 +178,17 @@ def build_shards(
         executor: The keys of ``configs/executor``; this process alone by default.
         private: Folder for what must not be shared; ``<folder>.private`` by default.
         storage_options: Of a URL, as fsspec takes them.
-        read_ecg: Reads the record at a `record_path` that is no WFDB file; picklable.
+        read_ecg: Reads the record at a `record_path` that is not a WFDB file; picklable.
 
     Raises:
         UserError: The folder was built with other settings or another catalog, too many records are
-            rejected, the disk is full, shards failed, or another build is at work in the folder.
-        KeyboardInterrupt: Ctrl-C; the message says how to go on.
+            rejected, the disk is full, shards failed, or another build holds the folder.
+        KeyboardInterrupt: Ctrl-C; the message says how to resume.
     """
     folder = Path(folder)
     private = Path(private) if private is not None else private_folder(folder)
     options, executor = options or BuildOptions(), executor or ExecutorOptions()
-    piles = sort_catalog(catalog)
+    sorted_catalog = sort_catalog(catalog)
     draft = Manifest(
         source=source_name,
         fingerprints={
@@ -205,10 +205,10 @@ def build_shards(
         leads=tuple(profile.leads),
         fs=float(profile.fs),
         num_samples=profile.num_samples,
-        sites=piles.sites,
+        sites=sorted_catalog.sites,
         shards=(),
         index=IndexEntry(INDEX_NAME, 0, 0, "", ""),
-        totals=Totals(len(catalog), 0, piles.unlabelled, {}, 0),
+        totals=Totals(len(catalog), 0, sorted_catalog.unlabelled, {}, 0),
         package_version=__version__,
     )
     _make_folder(folder)
@@ -217,15 +217,15 @@ def build_shards(
     with only_build(private), _stop_on_sigterm():
         settings = {**_settings(draft), "format_version": FORMAT_VERSION}
         _check_same_settings(folder, private, settings)
-        plan = _plan(folder, private, piles, catalog["record_key"], options)
+        plan = _plan(folder, private, sorted_catalog, catalog["record_key"], options)
         for place in (folder, private, private / UNITS_FOLDER):
             sweep_partial_files(place)
         _write_notes(private, plan, settings, root, read_ecg is not None)
-        rejects, unlabelled = _left_out(catalog, piles, plan)
-        found = len(catalog) + len(plan.gone)
+        rejects, unlabelled = _left_out(catalog, sorted_catalog, plan)
+        found = len(catalog) + len(plan.missing_upstream)
         ledger = Ledger(options.limits, found, private / REJECTS_NAME)
         ledger.add(rejects.rows())
-        units = UnitRecords(
+        finished = FinishedShards(
             folder,
             private / UNITS_FOLDER,
             fingerprint(settings),
@@ -236,7 +236,7 @@ def build_shards(
         made: dict[str, BuiltShard] = {}
         try:
             for shard in planned:
-                if built := units.load(shard):
+                if built := finished.load(shard):
                     made[shard.name] = built
                     ledger.add(built.rejects)
             ledger.check()
@@ -253,29 +253,29 @@ def build_shards(
                     plan.sites,
                     Path(options.staging_dir) if options.staging_dir else None,
                 )
-                # Pool by pool: what one shard had to read of folders and inodes the next finds.
+                # Pool by pool: shards of one pool share cached directory entries and inodes.
                 for shard in sorted(planned, key=_first_path)
                 if shard.name not in made
             ]
             failed = _make_missing(
-                tasks, len(planned), made, units, ledger, executor, options.tries, private
+                tasks, len(planned), made, finished, ledger, executor, options.tries, private
             )
             ledger.write()
             if failed:
                 raise _failure(failed, len(planned), private)
-            # A worker that was lost may have left a file behind, or still be writing one.
+            # A lost worker may have left a partial file.
             sweep_partial_files(folder)
             draft = replace(
                 draft,
                 sites=plan.sites,
                 totals=Totals(found, 0, unlabelled, ledger.counts(), 0),
-                gone_upstream=len(plan.gone),
+                gone_upstream=len(plan.missing_upstream),
             )
-            return _finish(folder, [made[shard.name] for shard in planned], units, plan, draft)
+            return _finish(folder, [made[shard.name] for shard in planned], finished, plan, draft)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"Stopped with {len(made)} of {len(planned)} shards made in {folder}. Run the "
-                "same command again to go on from there."
+                "same command again to resume."
             ) from None
 
 
@@ -288,7 +288,7 @@ def _make_missing(
     tasks: list[ShardTask],
     num_planned: int,
     made: dict[str, BuiltShard],
-    units: UnitRecords,
+    finished: FinishedShards,
     ledger: Ledger,
     executor: ExecutorOptions,
     tries: int,
@@ -307,14 +307,14 @@ def _make_missing(
                     raise UserError(outcome.error)
                 failed.append(outcome)
                 print(
-                    f"{outcome.task.planned.name} failed: {outcome.error}. Going on with the "
+                    f"{outcome.task.planned.name} failed: {outcome.error}. Continuing with the "
                     "others.",
                     file=sys.stderr,
                 )
                 continue
             assert outcome.rows is not None
             built = outcome.built
-            units.save(outcome.task.planned, built, outcome.rows)
+            finished.save(outcome.task.planned, built, outcome.rows)
             made[built.name] = built
             if not isinstance(engine, InlineEngine):
                 on_record(built.written, len(built.rejects))
@@ -327,7 +327,7 @@ def _make_missing(
 
 
 def _failure(failed: list[Outcome], num_planned: int, private: Path) -> UserError:
-    """Return the error that names every shard that failed, with its reason."""
+    """Return the UserError that lists every failed shard with its reason."""
     log = private / FAILED_NAME
     failed = sorted(failed, key=lambda outcome: outcome.task.planned.number)
     with atomic_file(log, "w") as handle:
@@ -340,20 +340,20 @@ def _failure(failed: list[Outcome], num_planned: int, private: Path) -> UserErro
     return UserError(
         f"{len(failed)} of {num_planned} shards failed; the others are made:{listed}"
         + (f"\n  and {more} more" if more > 0 else "")
-        + f"\nTracebacks: {log}. Mend the cause and run the same command again: it makes only "
+        + f"\nTracebacks: {log}. Remove the cause and run the same command again: it makes only "
         "what is missing."
     )
 
 
 def _left_out(
-    catalog: pl.DataFrame, piles: SortedCatalog, plan: StoredPlan
+    catalog: pl.DataFrame, sorted_catalog: SortedCatalog, plan: StoredPlan
 ) -> tuple[pl.DataFrame, int]:
     """Return the catalog's rejects and its number of unlabelled records that are in no shard.
 
     Records kept in shards against the tables of today count where they are.
     """
     planned = plan.rows.filter(~pl.col("gone"))["record_key"]
-    rejects = piles.rejects.filter(~pl.col("record_key").is_in(planned.implode()))
+    rejects = sorted_catalog.rejects.filter(~pl.col("record_key").is_in(planned.implode()))
     unlabelled = len(catalog) - len(planned) - len(rejects)
     return rejects, unlabelled
 
@@ -361,7 +361,7 @@ def _left_out(
 def _plan(
     folder: Path,
     private: Path,
-    piles: SortedCatalog,
+    sorted_catalog: SortedCatalog,
     record_keys: pl.Series,
     options: BuildOptions,
 ) -> StoredPlan:
@@ -373,15 +373,15 @@ def _plan(
     present = {path.name for path in folder.glob("*.tar")}
     former = read_plan(private) if present else None
     if former is None:
-        plan = first_plan(piles, options.drawing)
+        plan = first_plan(sorted_catalog, options.sharding)
         if present and (folder / MANIFEST_NAME).exists():
             _check_plan_is_not_lost(folder, private)
     else:
         plan, changes = next_plan(
             former,
-            piles,
+            sorted_catalog,
             record_keys,
-            drawing=options.drawing,
+            sharding=options.sharding,
             increment=options.increment,
             changed_records=options.changed_records,
             folder=folder,
@@ -393,12 +393,12 @@ def _plan(
                 f"to the {len(former.shards)} that exist.",
                 file=sys.stderr,
             )
-    strange = sorted(present - {name for name, _, _ in plan.shards})
-    if strange:
+    unexpected = sorted(present - {name for name, _, _ in plan.shards})
+    if unexpected:
         raise UserError(
-            f"{folder} holds {strange[0]} and perhaps more of which {private} knows nothing. "
+            f"{folder} holds {unexpected[0]} and possibly more, of which {private} has no record. "
             "Choose an empty shards= folder or give the private folder they were built with; "
-            f"{_anew(folder, private)}."
+            f"{_start_over(folder, private)}."
         )
     return plan
 
@@ -412,7 +412,7 @@ def _check_plan_is_not_lost(folder: Path, private: Path) -> None:
         raise UserError(
             f"{folder} was built in {increments} increments, and {private / PLAN_NAME}, which says "
             f"what is in which shard, is missing. Restore the private folder from a backup; "
-            f"{_anew(folder, private)}."
+            f"{_start_over(folder, private)}."
         )
 
 
@@ -423,11 +423,11 @@ def _write_notes(
     root: Path | str,
     own_reader: bool,
 ) -> None:
-    """Put on record what is going to be built, before anything is."""
+    """Write plan, settings and archive location before the first shard is built."""
     plan.write(private)
-    if not plan.gone.is_empty():
+    if not plan.missing_upstream.is_empty():
         with atomic_file(private / GONE_NAME) as handle:
-            write_frame(plan.gone, handle)
+            write_frame(plan.missing_upstream, handle)
     where = str(root) if is_remote(root) else str(Path(root).resolve())
     place = {"root": where, "own_reader": own_reader}
     for name, content in ((_SETTINGS_NAME, settings), (PLACE_NAME, place)):
@@ -438,7 +438,7 @@ def _write_notes(
 def _finish(
     folder: Path,
     made: list[BuiltShard],
-    units: UnitRecords,
+    finished: FinishedShards,
     plan: StoredPlan,
     draft: Manifest,
 ) -> Manifest:
@@ -449,10 +449,10 @@ def _finish(
         raise UserError(
             f"Nothing to write: of {totals.found} records found, {totals.unlabelled} have no "
             f"observed label and {sum(totals.rejected.values())} are rejected "
-            f"({_listed(totals.rejected)}). See {units.folder.parent / REJECTS_NAME}."
+            f"({_listed(totals.rejected)}). See {finished.folder.parent / REJECTS_NAME}."
         )
     path = folder / INDEX_NAME
-    sha256 = write_index(path, len(draft.labels), map(units.rows, made), windows)
+    sha256 = write_index(path, len(draft.labels), map(finished.rows, made), windows)
     dropped, left_out = Counter[str](), Counter[str]()
     for built in made:
         dropped.update(built.dropped_stages)
@@ -506,7 +506,7 @@ def _make_folder(folder: Path) -> None:
 
 @contextmanager
 def only_build(private: Path) -> Iterator[None]:
-    """Hold the folder's lock; the kernel lets go of it when the process dies, however it dies."""
+    """Hold the build lock of the private folder; the kernel releases it when the process ends."""
     with os.fdopen(open_private_file(private / "build.lock"), "w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -527,8 +527,8 @@ def _settings(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _anew(folder: Path, private: Path) -> str:
-    return f"to make these anew, delete {folder} and {private / PLAN_NAME}"
+def _start_over(folder: Path, private: Path) -> str:
+    return f"to start over, delete {folder} and {private / PLAN_NAME}"
 
 
 def _check_same_settings(folder: Path, private: Path, settings: Mapping[str, Any]) -> None:
@@ -543,7 +543,7 @@ def _check_same_settings(folder: Path, private: Path, settings: Mapping[str, Any
         if (folder / MANIFEST_NAME).exists():
             former = _settings(read_manifest(folder))
     except UserError:
-        # A damaged manifest is written anew; what the private folder says still counts.
+        # A damaged manifest is rewritten; the settings in the private folder still apply.
         if not noted.exists():
             raise
     if noted.exists():
@@ -551,21 +551,22 @@ def _check_same_settings(folder: Path, private: Path, settings: Mapping[str, Any
             former |= json.loads(noted.read_text(encoding="utf-8"))
         except (ValueError, TypeError) as error:
             raise UserError(
-                f"{noted} is damaged ({error}); {_anew(folder, private)}, and {noted}."
+                f"{noted} is damaged ({error}); {_start_over(folder, private)}, and {noted}."
             ) from error
     present = any(folder.glob("*.tar"))
     if present and not former:
         raise UserError(
-            f"{folder} holds shards of which {private} knows nothing. Choose an empty shards= "
-            f"folder or give the private folder they were built with; {_anew(folder, private)}."
+            f"{folder} holds shards of which {private} has no record. Choose an empty shards= "
+            f"folder or give the private folder they were built with; "
+            f"{_start_over(folder, private)}."
         )
     different = [name for name in settings if name in former and former[name] != settings[name]]
     if present and different:
         raise UserError(
             f"{folder} was built with another {', '.join(different)} than this run has "
             f"({', '.join(f'{name}: {former[name]} there' for name in different)}). Shards of "
-            f"different settings are never mixed: choose another shards= folder, or go back to "
-            f"the former settings; {_anew(folder, private)}."
+            f"different settings are never mixed: choose another shards= folder, or restore "
+            f"the former settings; {_start_over(folder, private)}."
         )
 
 

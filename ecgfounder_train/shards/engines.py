@@ -1,9 +1,9 @@
-"""What makes shards: this process, Dask workers on this machine, or Dask workers in SLURM jobs.
+"""Engines that build shards: inline, local Dask workers, or Dask workers in SLURM jobs.
 
 Dask reruns the tasks of a worker that is lost. Its scheduler lives in the process that prepares:
-if that dies, the workers end by themselves, and the same command goes on from the shards that are
-there. A shard may therefore be made twice at once, which is why its temporary name is random and
-its bytes are a function of the plan alone.
+if it dies, the workers exit, and the same command resumes from the finished shards. Two workers may
+therefore build the same shard at once, which is why its temporary name is random and its bytes
+depend on the plan alone.
 """
 
 import atexit
@@ -35,9 +35,9 @@ from ecgfounder_train.shards.plan import PlannedShard
 from ecgfounder_train.shards.writer import BuiltShard, RecordPlace, build_shard
 
 KINDS = ("inline", "local", "slurm")
-_LOST_WORKERS = 10  # a shard whose worker was lost so often is not tried again
+_LOST_WORKERS = 10  # a shard is not retried after losing this many workers
 _POLL_S = 2.0
-_LOST_JOB_S = 10.0  # a job whose workers are all gone for so long is replaced
+_LOST_JOB_S = 10.0  # a job without any worker for this long is replaced
 _TELL_S = 60.0
 
 
@@ -104,17 +104,17 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task: a shard, or the reason there is none."""
+    """Result of a task: a shard, or the reason it failed."""
 
     task: ShardTask
     built: BuiltShard | None = None
     rows: NDArray[np.void] | None = None
     error: str = ""
-    """In words for the terminal: no path, no traceback."""
+    """Message for the terminal: no path, no traceback."""
     trace: str = ""
     """For the private folder."""
     fatal: bool = False
-    """A mistake of the user's, which every other shard would meet as well."""
+    """A user error that every other shard would hit as well."""
     peak_rss_bytes: int = 0
 
 
@@ -123,7 +123,7 @@ def make_shard(
     on_record: Callable[[bool], None] = lambda written: None,
     on_share: Callable[[float], None] = lambda share: None,
 ) -> Outcome:
-    """Return what became of a task; whatever happens, it is said and not raised."""
+    """Return the outcome of a task; errors are part of the outcome and are not raised."""
     try:
         built, rows = build_shard(
             task.planned,
@@ -157,10 +157,10 @@ def _without_paths(words: str, planned: PlannedShard) -> str:
 
 
 class Engine(Protocol):
-    """Takes tasks and gives their outcomes, in whatever order."""
+    """Accepts tasks and returns their outcomes in any order."""
 
     capacity: int
-    """So many tasks keep it busy; more would only fill its memory."""
+    """Number of tasks that keep it busy; more would only fill its memory."""
 
     def submit(self, task: ShardTask) -> None: ...
 
@@ -201,11 +201,11 @@ class InlineEngine:
     _tasks: deque[ShardTask] = field(default_factory=deque)
 
     def submit(self, task: ShardTask) -> None:
-        """Note a task."""
+        """Queue a task."""
         self._tasks.append(task)
 
     def wait(self) -> Outcome:
-        """Make the next shard."""
+        """Build the next shard."""
         return make_shard(
             self._tasks.popleft(),
             lambda written: self.on_records(written, not written),
@@ -244,7 +244,7 @@ class DaskEngine:
 
     def __init__(self, options: ExecutorOptions, num_workers: int, scratch: Path) -> None:
         self.options, self.num_workers, self.scratch = options, num_workers, scratch
-        # One ahead of each worker, so that none waits for the next task.
+        # One task queued per worker, so that none idles.
         self.capacity = 2 * num_workers
         self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._tasks: dict[str, ShardTask] = {}
@@ -282,13 +282,13 @@ class DaskEngine:
         self._stack.close()
 
     def submit(self, task: ShardTask) -> None:
-        """Hand a task to the next free worker."""
+        """Submit a task to the next free worker."""
         future = self._client.submit(make_shard, task, pure=False)
         self._tasks[future.key] = task
         future.add_done_callback(self._done.put)
 
     def wait(self) -> Outcome:
-        """Return the next outcome, whichever task's it is."""
+        """Return the outcome of any finished task."""
         while True:
             try:
                 future = self._done.get(timeout=_POLL_S)
@@ -361,8 +361,8 @@ class DaskEngine:
         options = self.options
         if shutil.which("sbatch") is None:
             raise UserError(
-                "executor=slurm, but there is no sbatch here. Run on a machine of the cluster "
-                "that may submit jobs, or use executor=local."
+                "executor=slurm, but sbatch was not found. Run on a login node of the cluster "
+                "that can submit jobs, or use executor=local."
             )
         processes = min(options.workers_per_job, self.num_workers)
         logs = Path(options.log_dir) if options.log_dir else self.scratch / "workers"
@@ -372,7 +372,7 @@ class DaskEngine:
         refused = self._refused
 
         class Job(SLURMJob):  # type: ignore[misc]
-            """A job whose refusal is heard of: Dask waits for its workers for good."""
+            """SLURM job that records a refused sbatch; Dask would wait for its workers forever."""
 
             async def _submit_job(self, script_filename: str) -> Any:
                 try:
@@ -383,7 +383,7 @@ class DaskEngine:
                     self.status = Status.failed
                     raise
 
-        # It would repeat the refusal with a traceback of Dask's.
+        # asyncio would repeat the refusal with a traceback.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         cluster = SLURMCluster(
             job_cls=Job,  # type: ignore[arg-type]
@@ -393,7 +393,7 @@ class DaskEngine:
             cores=processes,
             processes=processes,
             memory=_times(options.memory_per_worker, processes),
-            # A job that SLURM put back into the queue would join a build that has replaced it.
+            # A requeued job would join a build that has already replaced it.
             job_extra_directives=["--no-requeue", *options.directives],
             job_script_prologue=["export OMP_NUM_THREADS=1 POLARS_MAX_THREADS=1"],
             interface=options.interface,
@@ -412,7 +412,7 @@ class DaskEngine:
         return cluster
 
     def _tend(self) -> None:
-        """Replace SLURM jobs whose workers are gone; say so where nobody works."""
+        """Replace SLURM jobs whose workers are lost; report when no worker is running."""
         now = time.monotonic()
         workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
         alive = {str(worker["name"]) for worker in workers}
@@ -444,7 +444,7 @@ class DaskEngine:
 
 
 def dask_setup(worker: object) -> None:
-    """Leave Ctrl-C, which a terminal sends to every process, to the one that prepares.
+    """Ignore SIGINT in workers: Ctrl-C is handled by the process that prepares.
 
     Dask calls this in each worker process it starts on this machine.
     """

@@ -39,7 +39,7 @@ class StoredPlan:
     """Every record that was ever planned, with its shard. Holds paths: private."""
 
     rows: pl.DataFrame
-    """`PLAN_COLUMNS`, `shard` (number) and `gone` (the tables list it no more), in file order."""
+    """`PLAN_COLUMNS`, `shard` (number) and `gone` (no longer in the tables), in file order."""
     shards: tuple[tuple[str, str, int], ...]
     """Name, split and increment of each shard."""
     sites: tuple[str, ...]
@@ -50,7 +50,7 @@ class StoredPlan:
         return 1 + max((increment for _, _, increment in self.shards), default=0)
 
     @property
-    def gone(self) -> pl.DataFrame:
+    def missing_upstream(self) -> pl.DataFrame:
         """Records in shards that the archive's tables list no more."""
         return self.rows.filter("gone").select("record_path", "record_key")
 
@@ -118,7 +118,7 @@ class Changes:
 
     new: int = 0
     gone: int = 0
-    """In shards, and no more in the tables."""
+    """In shards, and no longer in the tables."""
     withdrawn: int = 0
     """In shards, and now rejected, excluded or without a label."""
     facts: Mapping[str, int] = field(default_factory=dict)
@@ -126,14 +126,14 @@ class Changes:
 
     @property
     def any_in_shards(self) -> bool:
-        """True if making the shards anew would give other bytes."""
+        """Whether rebuilding the shards would give other bytes."""
         return bool(self.withdrawn or self.facts)
 
     def summary(self) -> str:
         """Return what changed, in one line."""
         parts = [
             f"{self.new:,} records are new" if self.new else "",
-            f"{self.gone:,} that are in shards are no more in the tables" if self.gone else "",
+            f"{self.gone:,} that are in shards are no longer in the tables" if self.gone else "",
             f"{self.withdrawn:,} that are in shards are now rejected, excluded or unlabelled"
             if self.withdrawn
             else "",
@@ -146,30 +146,34 @@ class Changes:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """How records are drawn to shards: the arguments of `plan_shards`."""
+class ShardingParams:
+    """Parameters of sharding: the arguments of `plan_shards`."""
 
     seed: int
     records_per_shard: int
     shards_per_pool: int
 
 
-def first_plan(piles: SortedCatalog, drawing: Drawing) -> StoredPlan:
-    """Return the plan of a folder that holds nothing yet."""
+def first_plan(sorted_catalog: SortedCatalog, sharding: ShardingParams) -> StoredPlan:
+    """Return the plan of an empty folder."""
     return _extended(
-        StoredPlan(_with_place(piles.writable.select(PLAN_COLUMNS).clear(), 0), (), piles.sites),
-        piles.writable,
-        drawing,
+        StoredPlan(
+            _with_place(sorted_catalog.writable.select(PLAN_COLUMNS).clear(), 0),
+            (),
+            sorted_catalog.sites,
+        ),
+        sorted_catalog.writable,
+        sharding,
         increment=0,
     )
 
 
 def next_plan(
     former: StoredPlan,
-    piles: SortedCatalog,
+    sorted_catalog: SortedCatalog,
     catalog_keys: pl.Series,
     *,
-    drawing: Drawing,
+    sharding: ShardingParams,
     increment: bool,
     changed_records: str,
     folder: Path,
@@ -178,10 +182,10 @@ def next_plan(
 
     Args:
         former: The plan of the shards that are there.
-        piles: The catalog of today, sorted.
+        sorted_catalog: The current catalog, by what becomes of each record.
         catalog_keys: All its record keys.
-        drawing: Draws new records to shards.
-        increment: Whether records may be added, and may have gone.
+        sharding: How new records are assigned to shards.
+        increment: Whether records may be added or be missing upstream.
         changed_records: What becomes of records in shards whose facts changed: `refuse`; `keep`
             them as they are; `rewrite` the shards they are in.
         folder: For messages.
@@ -189,7 +193,7 @@ def next_plan(
     Raises:
         UserError: The tables differ in a way these settings do not allow.
     """
-    now = piles.writable
+    now = sorted_catalog.writable
     rows = former.rows.join(
         _splits(former.shards), on="shard", how="left", maintain_order="left"
     ).join(now, on="record_key", how="left", suffix="_now", maintain_order="left")
@@ -198,7 +202,7 @@ def next_plan(
     rows = rows.with_columns(
         listed.alias("listed"),
         writable.alias("writable"),
-        # Compared as they are in a shard: an age that the tables leave open is no change to null.
+        # Compared as they are in a shard: an age that is null in the tables is not a change.
         *(
             (writable & pl.col(name).ne_missing(pl.col(f"{name}_now"))).alias(f"{name}_changed")
             for name in (*_FACTS, "split")
@@ -231,9 +235,9 @@ def next_plan(
     kept = StoredPlan(
         rows.select(former.rows.columns),
         former.shards,
-        (*former.sites, *sorted(set(piles.sites) - set(former.sites))),
+        (*former.sites, *sorted(set(sorted_catalog.sites) - set(former.sites))),
     )
-    plan = _extended(kept, new, drawing, former.num_increments)
+    plan = _extended(kept, new, sharding, former.num_increments)
     if plan.shards != former.shards:
         _check_parts(plan, renamed, folder)
     return plan, changes
@@ -246,7 +250,7 @@ def _check_allowed(changes: Changes, increment: bool, policy: str, folder: Path)
         raise UserError(
             f"{start}: {changes.summary()}. That would alter shards that exist. "
             "build.changed_records=keep leaves these records as they are, "
-            "build.changed_records=rewrite makes the shards they are in anew (runs and predictions "
+            "build.changed_records=rewrite rebuilds the shards they are in (runs and predictions "
             f"of the former shards no longer match them); {elsewhere}."
         )
     if changes.facts.get("split") and policy == "keep":
@@ -258,15 +262,15 @@ def _check_allowed(changes: Changes, increment: bool, policy: str, folder: Path)
     if (changes.new or changes.gone) and not increment:
         raise UserError(
             f"{start}: {changes.summary()}. build.increment=true adds what is new in shards of "
-            "its own and keeps those that exist (gone records stay in them, and are listed); "
+            "its own and keeps those that exist (records no longer listed stay in them); "
             f"{elsewhere}."
         )
 
 
 def _check_parts(plan: StoredPlan, renamed: pl.DataFrame, folder: Path) -> None:
-    """Refuse a plan in which an increment puts a patient into a second part."""
+    """Raise if an increment would put a patient into a second split."""
     named = plan.rows.select("patient_key", "shard", "gone")
-    # No table says who the patient of a gone record is by now, but the other records do.
+    # The tables no longer give the patient of such a record; its other records do.
     merged = named.filter("gone").join(renamed, on="patient_key")
     parts = (
         pl.concat(
@@ -288,10 +292,12 @@ def _check_parts(plan: StoredPlan, renamed: pl.DataFrame, folder: Path) -> None:
         )
 
 
-def _extended(plan: StoredPlan, new: pl.DataFrame, drawing: Drawing, increment: int) -> StoredPlan:
+def _extended(
+    plan: StoredPlan, new: pl.DataFrame, sharding: ShardingParams, increment: int
+) -> StoredPlan:
     there = [split for _, split, _ in plan.shards]
     added = plan_shards(
-        new, drawing.seed, drawing.records_per_shard, drawing.shards_per_pool, there
+        new, sharding.seed, sharding.records_per_shard, sharding.shards_per_pool, there
     )
     if not added:
         return plan

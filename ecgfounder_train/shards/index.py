@@ -1,7 +1,7 @@
 """The index: one fixed-width row per sample, memory-mapped, so that any sample is one read away.
 
-Rows stand in the order of the shards and, within a shard, of its samples. Fields are ordered by
-size, so that each lies on its natural boundary.
+Rows are in the order of the shards and, within a shard, of its samples. Fields are ordered by
+size, so that each is naturally aligned.
 """
 
 import hashlib
@@ -67,7 +67,7 @@ def index_dtype(num_labels: int) -> np.dtype[np.void]:
 def index_row(
     sample: Sample, shard: int, offset: int, split: str, sites: Sequence[str]
 ) -> NDArray[np.void]:
-    """Return the one row of a sample, which holds nothing that is not in the sample or its place.
+    """Return the one row of a sample, derived from the sample and its position alone.
 
     Shape: (1,) of `index_dtype`.
     """
@@ -132,7 +132,7 @@ def _npy_header(dtype: np.dtype[np.void], rows: int) -> bytes:
 
 
 def probe_index(path: Path) -> int:
-    """Return a checksum of the first and last 64 KiB: tells an index of other shards in no time."""
+    """Return a checksum of the first and last 64 KiB: a fast check of which shards it is of."""
     digest = xxhash.xxh3_64()
     with open(path, "rb") as handle:
         digest.update(handle.read(_PROBE_BYTES))
@@ -146,7 +146,7 @@ def open_index(path: Path, num_labels: int, mmap: bool = True) -> NDArray[np.voi
     """Return the rows, memory-mapped read-only.
 
     Raises:
-        UserError: The file is missing, cut or no index of `num_labels` labels.
+        UserError: The file is missing, truncated or not an index of `num_labels` labels.
     """
     remedy = "Run prepare again with the same arguments: it restores the index from its records."
     dtype = index_dtype(num_labels)
@@ -164,8 +164,8 @@ def open_index(path: Path, num_labels: int, mmap: bool = True) -> NDArray[np.voi
     count, rest = divmod(size - offset, dtype.itemsize)
     if rest or count < 0 or start != _npy_header(dtype, count):
         raise UserError(
-            f"The index {path} is cut or damaged, or no index of the {num_labels} labels of the "
-            f"manifest beside it. {remedy}"
+            f"The index {path} is truncated or damaged, or not an index of the {num_labels} labels "
+            f"of the manifest in its folder. {remedy}"
         )
     if not count:
         return np.empty(0, dtype)

@@ -70,7 +70,7 @@ class Ledger:
             )
 
     def write(self) -> None:
-        """Write the ledger, in path order, whoever rejected a record."""
+        """Write the ledger in path order."""
         columns = dict.fromkeys(REJECT_COLUMNS, pl.String)
         with atomic_file(self.path) as handle:
             write_frame(pl.DataFrame(sorted(self.rows), schema=columns, orient="row"), handle)

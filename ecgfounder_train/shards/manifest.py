@@ -1,4 +1,4 @@
-"""The manifest: what a folder of shards is, in one JSON file written last."""
+"""Manifest of a shard set: one JSON file, written last."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ from ecgfounder_train.shards.sample import SampleLayout
 
 MANIFEST_NAME = "manifest.json"
 REPORT_NAME = "data_report.html"
-"""The page `prepare` ends with; it lies beside the shards and is no part of them."""
+"""The page `prepare` ends with; it is in the folder of the shards and not part of them."""
 FORMAT_VERSION = 2
 """1: ages with decimals; 2: whole years, capped at 90."""
 _READABLE_VERSIONS = (1, 2)
@@ -71,7 +71,7 @@ class IncrementEntry:
 
 @dataclass(frozen=True)
 class Totals:
-    """Where every record of the archive went; `windows` are counted beside."""
+    """Counts of records by what became of them; `windows` are counted separately."""
 
     found: int
     written: int
@@ -80,7 +80,7 @@ class Totals:
     windows: int
 
     def problem(self) -> str | None:
-        """Return what does not add up, None when all does."""
+        """Return which totals do not add up, None if all do."""
         accounted = self.written + self.unlabelled + sum(self.rejected.values())
         if self.found != accounted:
             return (
@@ -103,7 +103,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that a reader of the shards must know. Holds no path, no native id, no date."""
+    """Metadata of a shard set. Contains no path, no native id, no date."""
 
     source: str
     fingerprints: dict[str, str]
@@ -127,9 +127,9 @@ class Manifest:
     windows_left_out: dict[str, int] = field(default_factory=dict)
     """Windows of long recordings beyond the signal profile's limits, by reject reason."""
     increments: tuple[IncrementEntry, ...] = ()
-    """In order; shards of an increment stand together."""
+    """In order; shards of an increment are consecutive."""
     gone_upstream: int = 0
-    """Records found and in shards, but no more listed by the archive's tables."""
+    """Records in shards that the archive's tables no longer list."""
     package_version: str = ""
     format_version: int = FORMAT_VERSION
 
@@ -140,7 +140,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """The data set's identity: same samples, labels and order, whatever version wrote them.
+        """Identity of the data set: the same samples, labels and order have the same fingerprint.
 
         This is the "manifest hash" of the epoch plan.
         """
@@ -149,7 +149,7 @@ class Manifest:
 
     @property
     def layout(self) -> SampleLayout:
-        """Where the parts of a sample lie in its block."""
+        """Byte layout of a sample."""
         return SampleLayout(len(self.leads), self.num_samples, len(self.labels))
 
     def size_problem(self) -> str | None:
@@ -200,7 +200,7 @@ def read_manifest(folder: Path | str) -> Manifest:
     """Return the manifest of a folder of shards.
 
     Raises:
-        UserError: There is none, it is cut or damaged, or of another format version.
+        UserError: There is none, it is truncated or damaged, or of another format version.
     """
     folder = Path(folder)
     path = folder / MANIFEST_NAME
@@ -217,13 +217,13 @@ def read_manifest(folder: Path | str) -> Manifest:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
-            f"{folder} holds no {MANIFEST_NAME}: it is no folder of shards, or its build was not "
+            f"{folder} has no {MANIFEST_NAME}: it is not a folder of shards, or its build was not "
             "finished. Run prepare with the same arguments to finish it."
         ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} is cut or damaged ({error}). Run prepare with the same arguments: it writes "
-            "the manifest anew and keeps the shards."
+            f"{path} is truncated or damaged ({error}). Run prepare with the same arguments: it "
+            "writes the manifest again and keeps the shards."
         ) from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if version not in _READABLE_VERSIONS:
@@ -245,7 +245,7 @@ def read_manifest(folder: Path | str) -> Manifest:
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{path} is damaged: {error}. Run prepare with the same arguments: it writes the "
-            "manifest anew and keeps the shards."
+            "manifest again and keeps the shards."
         ) from error
 
 
@@ -266,7 +266,7 @@ def _parse(content: Mapping[str, Any]) -> Manifest:
     manifest = Manifest(**values)
     for name in ("fingerprints", "vocabulary", "plan", "signal", "split", "dropped_stages"):
         if not isinstance(content[name], dict):
-            raise ValueError(f"{name} is no object")
+            raise ValueError(f"{name} is not an object")
     if not isinstance(manifest.windows_left_out, dict):
         raise ValueError("windows_left_out is not an object")
     _check_shape(manifest)

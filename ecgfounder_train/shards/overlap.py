@@ -1,4 +1,4 @@
-"""Nobody is evaluated whom the model was trained on: keys against those of the training part."""
+"""Train/evaluation overlap check by record and patient key."""
 
 from collections.abc import Iterable
 
@@ -19,7 +19,7 @@ def check_overlap(
     what: str = "the evaluated set",
     remedy: str = "Evaluate a part it was not trained on (split=val or split=test).",
 ) -> str:
-    """Return one sentence on what was checked; refuse what the model has seen.
+    """Return one sentence on what was checked; raise if evaluated records were trained on.
 
     Keys are HMACs: those of two data sets compare only if made under the same secret for the same
     source.
@@ -34,10 +34,10 @@ def check_overlap(
         remedy: What an error ends with.
 
     Raises:
-        UserError: A record or patient is also in the training part.
+        UserError: A record or patient is also in the training split.
     """
     if training is None:
-        return "The training shards are not here: overlap with training could not be checked."
+        return "The training shards were not found: overlap with training could not be checked."
     manifest = training.manifest
     if source and source != manifest.source:
         return (
@@ -65,7 +65,7 @@ def check_overlap(
 
 
 def _num_shared(training: ShardSet, field: str, keys: Iterable[str | None]) -> int:
-    """Return how many of the keys stand in the training part.
+    """Return how many of the keys are in the training split.
 
     Shard by shard, and through a mapping that ends with this function: of ten million rows, lists
     of keys would take gigabytes on every rank that asks, and so would the mapped pages.

@@ -1,4 +1,4 @@
-"""Which record goes to which shard: decided for all of them before anything is written."""
+"""Shard plan: which record goes to which shard, fixed before anything is written."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -52,7 +52,7 @@ class PlannedShard:
 
 @dataclass(frozen=True)
 class SortedCatalog:
-    """The catalog in three piles, which together are all of it."""
+    """The catalog divided by what becomes of each record; the parts add up to it."""
 
     writable: pl.DataFrame
     rejects: pl.DataFrame
@@ -76,8 +76,8 @@ def sort_catalog(catalog: pl.DataFrame) -> SortedCatalog:
             "the second one, or give the sources different names."
         )
     named = set(catalog["split"].drop_nulls().unique())
-    if strange := sorted(named - set(SPLITS)):
-        raise UserError(f"Split {strange[0]!r} is none of {', '.join(SPLITS)}; rename it.")
+    if unexpected := sorted(named - set(SPLITS)):
+        raise UserError(f"Split {unexpected[0]!r} is not one of {', '.join(SPLITS)}; rename it.")
     widths = catalog["observed"].bin.size().drop_nulls().unique()
     assert len(widths) <= 1, "packed labels of different lengths in one catalog"
     nothing = bytes(widths[0] if len(widths) else 0)
@@ -120,11 +120,11 @@ def plan_shards(
     shards_per_pool: int,
     there: Sequence[str] = (),
 ) -> tuple[PlannedShard, ...]:
-    """Return the shards of every split, the same for the same records in whatever order.
+    """Return the shards of every split, independent of the order of the records.
 
     The records, in path order, are cut into pools of so many shards. Within its pool and split each
     is drawn to a shard by a hash of its key and the seed, so that a shard is a fair sample of its
-    pool; within a shard, records stand in path order. An archive of one pool is mixed throughout. A
+    pool; within a shard, records are in path order. An archive of one pool is mixed throughout. A
     larger one is not: at HEEDB's size each shard would open two files in each of a thousand
     folders, all over the archive, and find no folder or inode in the cache that an earlier shard
     had read. Shards of a split differ by a few records in size.
@@ -134,7 +134,7 @@ def plan_shards(
         seed: Draws records to shards.
         records_per_shard: At most so many in one.
         shards_per_pool: About so many, of all splits together, in one pool.
-        there: Splits of the shards that exist; numbers and names go on behind them.
+        there: Splits of the shards that exist; numbers and names continue after them.
     """
     shards: list[PlannedShard] = []
     num_pools = -(-len(writable) // (records_per_shard * shards_per_pool))

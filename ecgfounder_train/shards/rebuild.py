@@ -1,4 +1,4 @@
-"""Single shards made anew from the archive, exactly as the manifest says they are."""
+"""Rebuild of single shards from the archive, verified against the manifest."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ def rebuild(
     root: Path | str | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> tuple[str, ...]:
-    """Make shards anew, each only if it comes out as the manifest says, and return their names.
+    """Rebuild shards, each only if its SHA-256 is the manifest's, and return their names.
 
     Args:
         folder: What prepare wrote; its manifest must be whole.
@@ -87,7 +87,7 @@ def _numbers(
             numbers.append(item)
         else:
             raise UserError(
-                f"rebuild={item} is no shard of {folder}: give numbers from 0 to "
+                f"rebuild={item} is not a shard of {folder}: give numbers from 0 to "
                 f"{len(names) - 1}, names such as {names[0]}, or rebuild={DAMAGED}."
             )
     return numbers
@@ -101,7 +101,7 @@ def _root(private: Path, root: Path | str | None) -> Path | str:
         noted = json.loads(path.read_text(encoding="utf-8"))
         if noted.get("own_reader"):
             raise UserError(
-                "These records are no WFDB files, and only their source can read them: delete the "
+                "These records are not WFDB files, and only their source can read them: delete the "
                 "damaged shards and run prepare again; it makes what is missing."
             )
         return str(noted["root"])

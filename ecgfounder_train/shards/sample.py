@@ -2,7 +2,8 @@
 
 A sample is a block of constant length: header and payload of ``.ecg.npy``, ``.stats.npy``,
 ``.labels.npy`` and ``.json``, each padded to 512 bytes. Any tar reader and any `webdataset` user
-sees ordinary members; whoever knows the layout reads signal and statistics with one ``preadv``.
+sees ordinary members; a reader that knows the layout reads signal and statistics with one
+``preadv``.
 
 Headers are encoded here rather than by `tarfile`, because the bytes must be the same on every
 machine: no owner, no time, no PAX extension, mode 0644.
@@ -33,7 +34,7 @@ SAMPLE_NAME = re.compile(r"(?P<record_key>[0-9a-f]{32})_w(?P<window>0|[1-9][0-9]
 
 
 class Part(NamedTuple):
-    """Where the data of one member lies within a sample's block."""
+    """Byte range of one member's data within a sample's block."""
 
     suffix: str
     header_offset: int

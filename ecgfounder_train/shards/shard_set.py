@@ -1,4 +1,4 @@
-"""A finished folder of shards, opened for reading."""
+"""A shard set opened for reading."""
 
 import os
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class ShardSet:
 
     @cached_property
     def layout(self) -> SampleLayout:
-        """Where the parts of a sample lie in its block."""
+        """Byte layout of a sample."""
         return self.manifest.layout
 
     def __len__(self) -> int:
@@ -112,7 +112,7 @@ class ShardSet:
                 f"{stated.rows} ({stated.bytes} bytes), its shards {counted}. {remedy}"
             )
         if f"{probe_index(path):016x}" != stated.probe_xxh3:
-            raise UserError(f"{path} does not belong to the manifest beside it. {remedy}")
+            raise UserError(f"{path} does not belong to the manifest in its folder. {remedy}")
 
     def _check_files(self) -> None:
         for number, entry in enumerate(self.manifest.shards):

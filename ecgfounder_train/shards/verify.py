@@ -1,8 +1,7 @@
-"""Shards re-read and compared with everything that is written about them.
+"""Verification: shards are re-read and compared with manifest, index and ledger.
 
-Nothing is taken on trust: the tar is parsed strictly here (a link, an absolute path or a stranger
-among the members is a finding), each index row is made anew from its sample, and the totals and
-fingerprints of the manifest are counted and computed again.
+The tar is parsed strictly (a link, an absolute path or an unexpected member is a finding), each
+index row is recomputed from its sample, and totals and fingerprints of the manifest are recomputed.
 """
 
 import csv
@@ -59,7 +58,7 @@ class VerifyReport:
                 f"{read}: {len(lines)} finding{'s' if len(lines) > 1 else ''}.",
                 *lines,
                 "Delete the files named and run prepare again with the same arguments: it makes "
-                "anew what is missing.",
+                "what is missing.",
             ]
         )
 
@@ -77,7 +76,7 @@ def verify(
         private: Where the ledger is; ``<folder>.private`` by default, left out if absent.
 
     Raises:
-        UserError: There is no such folder, or `sample` or `seed` is no number of that kind.
+        UserError: There is no such folder, or `sample` or `seed` is not such a number.
     """
     for key, value in (("sample", sample), ("seed", seed)):
         if value is not None and (type(value) is not int or value < 0):
@@ -142,8 +141,8 @@ def _check_manifest(manifest: Manifest, report: VerifyReport) -> None:
             if manifest.fingerprints[name] != value:
                 report.add(
                     MANIFEST_NAME,
-                    f"fingerprint {name} is {manifest.fingerprints[name]}, but what it stands for "
-                    f"has {value}",
+                    f"fingerprint {name} is {manifest.fingerprints[name]}, but the value computed "
+                    f"from the manifest is {value}",
                 )
         shape = (len(manifest.leads), manifest.num_samples)
         if (manifest.leads, shape, manifest.fs) != (profile.leads, profile.shape, profile.fs):
@@ -169,7 +168,7 @@ def _check_ledger(ledger: Path, manifest: Manifest, report: VerifyReport) -> Non
 
 
 def _check_index(index: NDArray[np.void], manifest: Manifest, report: VerifyReport) -> bool:
-    """Check what can be seen without the shards; tell whether rows and shards correspond."""
+    """Check what can be seen without the shards; return whether rows and shards correspond."""
     counts = [entry.num_samples for entry in manifest.shards]
     if len(index) != sum(counts) or len(index) != manifest.index.rows:
         report.add(
@@ -186,7 +185,7 @@ def _check_index(index: NDArray[np.void], manifest: Manifest, report: VerifyRepo
     keys = index["record_key"]
     starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]]) if len(keys) else np.empty(0, int)
     if len(np.unique(keys[starts])) != len(starts):
-        report.add(INDEX_NAME, "the windows of one record do not stand together")
+        report.add(INDEX_NAME, "the windows of one record are not consecutive")
     if len(starts) != manifest.totals.written:
         report.add(
             INDEX_NAME,

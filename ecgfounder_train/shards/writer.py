@@ -1,4 +1,4 @@
-"""One planned shard, read, filtered and written: a pure function of its arguments."""
+"""Shard writer: reads, filters and writes one planned shard; deterministic."""
 
 import errno
 import hashlib
@@ -39,7 +39,7 @@ _SHOWN_S = 60.0
 
 @dataclass(frozen=True)
 class BuiltShard:
-    """What came of a planned shard. Its rejects hold paths and stay in the private folder."""
+    """Result of a planned shard. Its rejects hold paths and stay in the private folder."""
 
     name: str
     split: str
@@ -57,7 +57,7 @@ class BuiltShard:
 
 @dataclass(frozen=True)
 class RecordPlace:
-    """Where the records of an archive are and how one is read; travels to worker processes."""
+    """Location of an archive and how its records are read; sent to worker processes."""
 
     root: Path | str
     """What record paths are relative to: a folder, or an fsspec URL."""
@@ -116,7 +116,7 @@ def build_shard(
     staging: Path | None = None,
     due_sha256: str | None = None,
 ) -> tuple[BuiltShard, NDArray[np.void]]:
-    """Write ``folder/planned.name`` and return what came of it, and its index rows.
+    """Write ``folder/planned.name`` and return its result and its index rows.
 
     The same arguments and records give the same bytes. Samples go to disk one by one; the file
     takes its name only when it is whole and synced.
@@ -135,8 +135,8 @@ def build_shard(
         due_sha256: What the file must have; another content never takes the name.
 
     Raises:
-        UserError: The disk is full, the archive has gone away, or its records give other bytes
-            than they are due to.
+        UserError: The disk is full, the archive is no longer mounted, or its records give other
+            bytes than `due_sha256`.
         OSError: The staging folder failed, or a remote storage did not answer.
     """
     layout = SampleLayout(*profile.shape, num_labels)
@@ -176,7 +176,7 @@ def build_shard(
         # An unmounted archive looks like missing records; do not put that on record.
         if _FILES_GONE & {reason for _, _, reason, _ in rejects} and place.is_gone():
             raise UserError(
-                f"The archive {place.root} is gone. Mount it and run the same command again."
+                f"The archive {place.root} is not mounted. Mount it and run the same command again."
             )
         sha256 = output.finish()
         if due_sha256 not in (None, sha256):

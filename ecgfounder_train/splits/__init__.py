@@ -1,4 +1,4 @@
-"""Which patients train, which select, which are held out."""
+"""Patient-level train, validation and test splits."""
 
 from ecgfounder_train.splits.patient_split import (
     Assignment,

@@ -1,4 +1,4 @@
-"""The split: a pure function of each patient's hash, the seed and the rule.
+"""Patient-level split: a pure function of each patient's hash, the seed and the rule.
 
 | `kind` | test | validation |
 |---|---|---|
@@ -8,9 +8,9 @@
 | `year` | patients with a record from `test_from_year` on | drawn, or from `val_from_year` on |
 | `list` | what a CSV of patients says | likewise |
 
-A patient's part does not depend on who else is in the archive, so a next release moves nobody. A
+A patient's split does not depend on other patients, so a next release moves no patient. A
 merge history may join ids whose hashes fall into different parts; then test wins over val and val
-over train, so that nobody who was held out is ever trained on. (Such patients are counted. Being
+over train, so that no held-out patient is ever trained on. (Such patients are counted. Being
 one of several draws, they are held out a little more often than the fraction says.) The same rule
 holds for a patient of two sites or with records on both sides of a year: wholly to test.
 """
@@ -120,7 +120,7 @@ class PatientSplit:
             first_val = self.val_from_year
             if first_val is not None and _year("val_from_year", first_val) >= first_test:
                 raise UserError(
-                    f"split.val_from_year={first_val} must lie before "
+                    f"split.val_from_year={first_val} must be before "
                     f"split.test_from_year={first_test}."
                 )
         elif self.kind == "list":

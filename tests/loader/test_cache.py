@@ -310,7 +310,7 @@ def test_copy_in_use_is_never_evicted(tiny_shards: ShardSet, tmp_path: Path) -> 
     os.close(third)
 
 
-def test_leftover_of_a_killed_fetch_is_fetched_anew(tiny_shards: ShardSet, tmp_path: Path) -> None:
+def test_leftover_of_a_killed_fetch_is_fetched_again(tiny_shards: ShardSet, tmp_path: Path) -> None:
     shards = opened(tiny_shards.folder, tmp_path)
     path = shards.cache.path(0)
     path.with_name(path.name + ".partial").write_bytes(b"x" * 10_000_000)
@@ -448,7 +448,7 @@ def test_two_ranks_share_a_cache_smaller_than_the_set(
     rows = many_shards.rows("train").tolist()
     assert sorted(parts[0][0] + parts[1][0]) == [(epoch, row) for epoch in range(3) for row in rows]
     assert max(most for _, _, most in parts) <= bound
-    # Each shard about once per epoch for both; a rank far ahead of the other may fetch some anew.
+    # Each shard about once per epoch for both; a rank far ahead of the other may fetch some again.
     num_train = len([entry for entry in many_shards.manifest.shards if entry.split == "train"])
     assert sum(fetched for _, fetched, _ in parts) <= 2 * 3 * num_train
 

@@ -78,7 +78,7 @@ def _write_archive(root: Path) -> None:
             comments=[f"Patient: {patient}", f"Recorded: {DATES[3]}"],
         )  # fmt: skip
         codes = ";".join(code for code, value in zip(("A", "B"), values, strict=True) if value)
-        rows.append((stem, str(patient), codes or "C", str(AGE)))
+        rows.append((stem, str(patient), codes or "C", str(AGE), str(values[0])))
     for row, damage in zip(rows[:3], ("", "garbage 900000001 2019-03-17\n", None), strict=True):
         header = root / f"{row[0]}.hea"
         if damage is None:
@@ -87,7 +87,7 @@ def _write_archive(root: Path) -> None:
             header.write_text(damage)
     with open(root / "table.csv", "w", newline="") as handle:
         writer = csv.writer(handle)
-        writer.writerow(["record", "patient", "codes", "age"])
+        writer.writerow(["record", "patient", "codes", "age", "answer"])
         writer.writerows(rows)
     vocabulary = "label,codes\nfirst,A\nsecond,B\nthird,C\n"
     (root.parent / "vocabulary.csv").write_text(vocabulary)
@@ -117,9 +117,11 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     scene.run("evaluate", "run=first", f"shards={scene.shards}")
     scene.run("export", "run=first", f"out={scene.base / 'out/export'}", "licence=MIT")
     scene.run(
-        "finetune", f"shards={scene.shards}", "from_run=first", "run=tuned",
-        "mode=linear_probe", "task.targets=[first]", f"cache={scene.base / 'out/cache'}",
-    )  # fmt: skip
+        "finetune",
+        *("task=table", f"task.table={scene.archive / 'table.csv'}", "task.kind=binary"),
+        *("task.targets=[answer]", "from_run=first", "checkpoint=best", "run=tuned"),
+        *("mode=linear_probe", "trainer=cpu", f"cache={scene.base / 'out/cache'}"),
+    )
     scene.run(
         "ablate run", "ablation=loss", "ablation.axes.seed=[0]", "ablation.budget.samples=32",
         "ablation.overrides=[" + ",".join(f'"{word}"' for word in fast) + "]",

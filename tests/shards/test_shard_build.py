@@ -248,7 +248,7 @@ def test_second_build_makes_only_what_is_missing(archive: Archive, shards: Path)
 @pytest.mark.parametrize(
     ("check_sha256", "repaired"), [(True, True), (False, False)], ids=["sha256", "size only"]
 )
-def test_changed_shard_is_made_anew_when_sha256_is_asked_for(
+def test_changed_shard_is_rebuilt_when_sha256_is_asked_for(
     archive: Archive, shards: Path, check_sha256: bool, repaired: bool
 ) -> None:
     before = content(shards)
@@ -327,7 +327,7 @@ def test_full_disk_leaves_nothing_half_written_and_says_so(
     assert content(folder) == content(archive.shards)
 
 
-def test_truncated_or_damaged_files_are_made_anew(archive: Archive, shards: Path) -> None:
+def test_truncated_or_damaged_files_are_rebuilt(archive: Archive, shards: Path) -> None:
     before = content(shards)
     for name in before:
         path = shards / name
@@ -390,7 +390,7 @@ def test_another_catalog_is_not_mixed_in(archive: Archive, shards: Path) -> None
 def test_tars_of_unknown_origin_are_not_overwritten(archive: Archive, tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "train-000000.tar").write_bytes(b"somebody else's")
-    with pytest.raises(UserError, match="knows nothing"):
+    with pytest.raises(UserError, match="has no record"):
         shard_archive.build(archive.catalog, archive.root, tmp_path / "shards")
     assert (tmp_path / "shards" / "train-000000.tar").read_bytes() == b"somebody else's"
 
@@ -423,7 +423,7 @@ def test_mended_records_are_written_when_rejects_are_retried(
 
 
 def test_vanished_archive_is_not_put_on_record_as_rejects(archive: Archive, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is gone"):
+    with pytest.raises(UserError, match="is not mounted"):
         shard_archive.build(archive.catalog, tmp_path / "nowhere", tmp_path / "shards")
     assert not any(Path(f"{tmp_path / 'shards'}.private/units").iterdir())
 

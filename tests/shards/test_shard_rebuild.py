@@ -1,4 +1,4 @@
-"""Single shards are made anew from the archive, or left alone if it has changed."""
+"""Single shards are rebuilt from the archive, or left alone if it has changed."""
 
 import shutil
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_archive_that_changed_since_gives_no_other_shard(
 
 @pytest.mark.parametrize("which", [[99], ["nothing.tar"], "broken", [-1], [True], 1.5])
 def test_unknown_shard_names_what_there_is(shards: Path, which: list[int]) -> None:
-    with pytest.raises(UserError, match=r"is no shard of .* rebuild=damaged"):
+    with pytest.raises(UserError, match=r"is not a shard of .* rebuild=damaged"):
         rebuild(shards, which)
 
 

@@ -1,4 +1,4 @@
-"""What is known of each finished shard, so that a build goes on where it was stopped."""
+"""Records of finished shards, from which an interrupted build resumes."""
 
 import json
 from dataclasses import asdict
@@ -15,8 +15,8 @@ from ecgfounder_train.shards.writer import BuiltShard
 UNITS_FOLDER = "units"
 
 
-class UnitRecords:
-    """What is known of each finished shard: a JSON file and its index rows, in the private folder.
+class FinishedShards:
+    """Records of finished shards: a JSON file and the index rows of each, in the private folder.
 
     The JSON file is written last and counts only together with the shard it describes.
     """
@@ -28,7 +28,7 @@ class UnitRecords:
         self.check_sha256, self.retry_rejected = check_sha256, retry_rejected
 
     def save(self, planned: PlannedShard, built: BuiltShard, rows: NDArray[np.void]) -> None:
-        """Put a finished shard on record."""
+        """Write the record of a finished shard."""
         with atomic_file(self._index_path(built.name)) as handle:
             np.save(handle, rows)
         record = {
@@ -42,7 +42,7 @@ class UnitRecords:
             handle.write(canonical_json(record) + "\n")
 
     def load(self, planned: PlannedShard) -> BuiltShard | None:
-        """Return the record of a shard if it can be trusted, else None."""
+        """Return the record of a shard if it is intact and matches the plan, else None."""
         try:
             record = json.loads(self._record_path(planned.name).read_text(encoding="utf-8"))
             digest = record.pop("digest")
