@@ -565,7 +565,7 @@ def test_index_of_a_wrong_digest_never_takes_the_name(
 ) -> None:
     body = bytes(tiny_shards.manifest.index.bytes)
     folder = _altered_store(tiny_shards, tmp_path, {}, body)
-    with pytest.raises(UserError, match="not the index of the manifest"):
+    with pytest.raises(UserError, match="not the index that the manifest states"):
         opened(folder, tmp_path / "cache")
     left = [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert sorted(left) == [".lock", "manifest.json"]

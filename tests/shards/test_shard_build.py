@@ -443,7 +443,7 @@ def test_nothing_to_write_says_why(archive: Archive, tmp_path: Path) -> None:
         ({"max_reject_share": 20.0}, "between 0 and 1"),
         ({"max_reject_share_by_reason": {"to_short": 0.1}}, "too_short"),
         ({"max_reject_share_by_reason": {"too_short": "all"}}, "between 0 and 1"),
-        ({"max_reject_share_by_reason": 0.1}, "shares by reason"),
+        ({"max_reject_share_by_reason": 0.1}, "max_reject_share_by_reason=0.1"),
         ({"shards_per_pool": 0}, "at least 1"),
     ],
 )

@@ -255,7 +255,7 @@ def test_wrong_rules_and_lists_are_refused(tmp_path: Path) -> None:
         PatientSplit(kind="site", test_sites=["A"], train_sites=["A"])
     with pytest.raises(UserError, match="test_from_year=None must be a year"):
         PatientSplit(kind="year")
-    with pytest.raises(UserError, match="must lie before"):
+    with pytest.raises(UserError, match="must be before"):
         PatientSplit(kind="year", test_from_year=2010, val_from_year=2010)
     with pytest.raises(UserError, match="knows no years"):
         PatientSplit(kind="year", test_from_year=2010).assign(records)
