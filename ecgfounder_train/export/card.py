@@ -113,7 +113,7 @@ _INTENDED = (
 
 
 def is_derived(trained: TrainedModel) -> bool:
-    """Tell whether the weights are, or were started from, an official checkpoint."""
+    """Return whether the weights are, or were started from, an official checkpoint."""
     return bool(trained.provenance.get("derived_from_official"))
 
 
@@ -372,7 +372,7 @@ def _provenance(trained: TrainedModel) -> Iterator[str]:
         yield (
             "* Weights of ECGFounder (official form)"
             + (", fine-tuned." if trained.provenance.get("kind") == "run" else ".")
-            + (f" The file says: {listed}." if listed else "")
+            + (f" The file states: {listed}." if listed else "")
         )
     if trained.samples_seen:
         yield f"* Seen in training: {trained.samples_seen:,} samples."

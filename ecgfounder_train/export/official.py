@@ -12,7 +12,7 @@ from ecgfounder_train.weights.bundle import in_precision
 from ecgfounder_train.weights.official import DESCRIPTION_KEY
 from ecgfounder_train.weights.trained_model import TrainedModel
 
-# What the official scripts build, whatever is in the file.
+# What the official scripts build, independent of the file.
 _FIXED = {"norm": "none", "pooling": "mean", "stem_stride": 2}
 
 

@@ -26,7 +26,7 @@ class PrecisionEffect:
     Attributes:
         precision: Of the stored weights; the network computes in float32.
         num_records: Inputs compared.
-        data: What they were, in words.
+        data: Description of the data.
         max_logit_change: Largest change of any logit.
         max_probability_change: Largest change of any plain sigmoid.
         max_auroc_change: Largest change of any label's AUROC; None without labelled records.
@@ -79,7 +79,7 @@ def measure_precision(
     """Return the effect on the validation part of shards, else on synthetic signals.
 
     The synthetic signals are noise of an ECG's bandwidth: enough for the change of logits, but
-    without labels, so that nothing can be said of AUROC.
+    without labels, so that AUROC cannot be measured.
 
     Raises:
         UserError: The shards have no validation part or are of another model.

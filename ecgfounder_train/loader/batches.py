@@ -75,13 +75,13 @@ class TrainingBatches:
     Each batch carries `loss_denominator`: the observed labels of its whole *global* batch, divided
     by ranks and micro-batches. A sum over the rank's elements divided by it, averaged over ranks
     and micro-batches, is the mean over the global batch, however that is divided. It comes from the
-    index, so it is the same on every rank also when one of them meets a damaged sample.
+    index, so it is the same on every rank even if one of them reads a damaged sample.
 
     A reader that reports bad samples makes batches with the key `error`, for a training loop in
     which the ranks agree to stop.
 
     Args:
-        reader: Where samples come from.
+        reader: Reads the samples.
         rows: Index rows of the training split.
         plan: The order.
         shape: How a global batch is divided over ranks and micro-batches.
@@ -172,7 +172,7 @@ class EvaluationBatches:
     Rows behind the last sample are padding: `present` is False there and no label is observed.
 
     Args:
-        reader: Where samples come from.
+        reader: Reads the samples.
         rows: Index rows of the split.
         shape: How many samples a rank holds, and how many ranks there are.
         read_ahead: How batches are prepared.
@@ -339,5 +339,5 @@ def read_ahead_of(
     finally:
         stopped.set()
         for thread in threads:
-            # A read that hangs (a dead file server) must not keep an error from being told.
+            # A read that hangs (a dead file server) must not keep an error from being reported.
             thread.join(timeout=5.0)

@@ -13,6 +13,7 @@ copies that are not locked. A process that fetches a shard holds its partial fil
 that a node fetches it once; the others wait for the file.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -39,6 +40,7 @@ from ecgfounder_train.shards.manifest import (
 )
 
 PARTIAL = ".partial"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ATTEMPTS = 3
 _PIECE_BYTES = 8 << 20
 _POLL_S = 0.05
@@ -132,6 +134,7 @@ class ShardCache:
         self.attempts = attempts
         self.num_fetched = 0
         self._lost: dict[int, str] = {}
+        self._full: UserError | None = None
         self._windows: dict[str, list[int]] = {}
         # What is in them: asked of every open file at every batch, and they may be a whole set.
         self._wanted: frozenset[int] = frozenset()
@@ -219,6 +222,8 @@ class ShardCache:
             except BadSampleError:
                 # The reader that needs the shard raises the same error.
                 continue
+            except UserError:
+                return  # likewise; no other shard would fit either
             with self._changed:
                 if descriptor is None:
                     self._changed.wait(timeout=10 * _POLL_S)
@@ -229,6 +234,8 @@ class ShardCache:
 
     def _try_open(self, shard: int) -> int | None:
         """Return a descriptor with a shared lock, None if there is no room for the copy."""
+        if self._full is not None:
+            raise self._full
         if shard in self._lost:
             raise BadSampleError(self._lost[shard])
         entry, path = self.manifest.shards[shard], self.path(shard)
@@ -241,8 +248,8 @@ class ShardCache:
             keep = False
             try:
                 if not _try_lock(descriptor):
-                    # Somebody fetches it. Not to be waited for in the lock: the file goes on to
-                    # be the copy, whose readers may in turn wait for what we hold.
+                    # Another process fetches it. Waiting for the lock could deadlock: the file
+                    # becomes the copy, whose readers may wait for what we hold.
                     time.sleep(_POLL_S)
                     continue
                 if path.exists() or not _is_still(descriptor, partial):
@@ -255,9 +262,10 @@ class ShardCache:
                     return None
                 try:
                     self._fetch(f"{self.location}/{entry.name}", descriptor, entry.sha256)
-                except BadSampleError as error:
+                except UserError as error:
                     partial.unlink(missing_ok=True)
-                    self._lost[shard] = str(error)
+                    if isinstance(error, BadSampleError):
+                        self._lost[shard] = str(error)
                     raise
                 # Not while somebody adds up what is there: it would be seen under neither name.
                 with _locked(self.folder.parent / ".lock"):
@@ -304,7 +312,13 @@ class ShardCache:
                 problem = "there is no such file"
                 break
             except Exception as error:
-                # Every store has errors of its own; that it failed is what counts.
+                if isinstance(error, OSError) and error.errno in _FULL:
+                    self._full = UserError(
+                        f"Cannot copy shards to data.cache_dir={self.folder.parent}: "
+                        f"{error.strerror}. Free space there, or lower data.cache_bytes."
+                    )
+                    raise self._full from error
+                # Each storage client raises its own errors; all count as a failed attempt.
                 problem = f"{type(error).__name__}: {error}"
                 if _is_refusal(error) or time.monotonic() > deadline:
                     break

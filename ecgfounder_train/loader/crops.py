@@ -27,7 +27,7 @@ def random_crop(
 ) -> tuple[Tensor, Tensor]:
     """Return a crop of each signal at the place that `drawn` chooses, and where it begins.
 
-    The crop lies within the valid part, or contains all of it where that is the shorter one: no
+    The crop is within the valid part, or contains all of it where that is the shorter one: no
     recording is ever reduced to its padding.
 
     Shape:

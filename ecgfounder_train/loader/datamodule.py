@@ -128,7 +128,7 @@ class PretrainDataModule(L.LightningDataModule):
 
     def _reader(self) -> SampleReader:
         assert self.trainer is not None
-        # Of several ranks none may end alone: what one of them meets goes through the training
+        # No rank may end alone: what one of them raises goes through the training
         # loop, where they agree.
         together = self.on_bad_sample == "stop" and self.trainer.world_size > 1
         return SampleReader(

@@ -25,7 +25,7 @@ from ecgfounder_train.loader.counter_rng import mix64
 
 IntArray = npt.NDArray[np.int64]
 PADDING = -1
-"""Stands in a slot behind the last sample of an epoch: read nothing, mask the row."""
+"""Value of a slot after the last sample of an epoch: read nothing, mask the row."""
 
 _ROUNDS = 6
 
@@ -219,7 +219,7 @@ def rank_slots(
 ) -> IntArray:
     """Return the slots one rank reads for one micro-batch of the global batch at slot `start`.
 
-    The micro-batches of a global batch lie behind each other, the ranks' parts side by side in
+    The micro-batches of a global batch are consecutive, the ranks' parts side by side in
     each, so that the union over ranks and micro-batches is start .. start + global_batch_size - 1.
     """
     first = start + (micro_batch * world_size + rank) * batch_size_per_rank

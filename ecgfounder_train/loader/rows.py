@@ -72,7 +72,7 @@ class IndexRows:
         self._index = index
         self._file: int | None = None
         self._first = 0
-        # A part of a mapping says the offset of the whole, and is only found in tests.
+        # A slice of a mapping has the offset of the whole; it occurs in tests only.
         if isinstance(index, np.memmap) and isinstance(index.base, mmap.mmap) and index.filename:
             self._file = os.open(index.filename, os.O_RDONLY | os.O_CLOEXEC)
             self._first = index.offset

@@ -8,7 +8,7 @@ Weaker guarantees than those of the indexed reader, in exchange for sequential r
   evenly, a rank that runs out begins its shards again and one with more leaves the rest: a sample
   may come twice in an epoch, or not at all.
 * A resumed run continues in its epoch by reading and dropping what came before, which takes as long
-  as reading it; with another number of ranks it meets samples of the epoch again.
+  as reading it; with another number of ranks it reads samples of the epoch again.
 * Gradients are means of the ranks' means, and samples are not compared with their checksum.
 
 Validation still covers its part exactly once: every rank reads all of it and keeps its rows.
@@ -47,7 +47,7 @@ class StreamSource:
     def __post_init__(self) -> None:
         if self.template is not None and "{name}" not in self.template:
             raise UserError(
-                f"data.stream={self.template!r} does not say where a shard's file name goes. Write "
+                f"data.stream={self.template!r} has no place for a shard's file name. Write "
                 "{name} there, as in 'pipe:cat /mnt/shards/{name}'."
             )
 
@@ -88,7 +88,7 @@ class StreamBatches:
     """Micro-batches of one rank from a position on; see the module for what they promise.
 
     Args:
-        source: Where shards come from.
+        source: Where the shards are streamed from.
         num_samples: Samples of the training split.
         seed: The run's seed.
         shape: How a global batch is divided.
@@ -165,7 +165,7 @@ class StreamEvaluation:
     """All samples of a split once, the same number of batches on every rank.
 
     Args:
-        source: Where shards come from.
+        source: Where the shards are streamed from.
         split: The split.
         num_samples: Its samples, as the manifest says.
         shape: How many samples a rank holds, and how many ranks there are.

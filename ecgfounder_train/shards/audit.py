@@ -302,18 +302,18 @@ def _near_identical(
         silent = _hash_all(rows, hashes)
         if silent.any():
             notes.append(f"{int(silent.sum()):,} windows hold no signal from 3 to 15 Hz.")
-        heard = np.flatnonzero(~silent)
+        audible = np.flatnonzero(~silent)
         # Wider bands for more records, so that chance leaves about as many candidates.
         band_bytes = 2 if total < 300_000 else 3 if total < 3_000_000 else 4
         candidates = np.empty(0, np.int64)
         for start in range(0, shape[1] - band_bytes + 1, band_bytes):
-            band = np.zeros(len(heard), np.uint32)
+            band = np.zeros(len(audible), np.uint32)
             for byte in range(band_bytes):
-                band = band << np.uint32(8) | hashes[heard, start + byte]
+                band = band << np.uint32(8) | hashes[audible, start + byte]
             pieces = [candidates]
-            for a, b in _equal_pairs(band, rows.group[heard], notes, "hash"):
+            for a, b in _equal_pairs(band, rows.group[audible], notes, "hash"):
                 for at in range(0, len(a), _PAIRS_AT_ONCE):
-                    first, second = (heard[side[at : at + _PAIRS_AT_ONCE]] for side in (a, b))
+                    first, second = (audible[side[at : at + _PAIRS_AT_ONCE]] for side in (a, b))
                     different = np.bitwise_count(hashes[first] ^ hashes[second]).sum(axis=1)
                     close = different <= _MAX_DIFFERENT_BITS
                     pieces.append(first[close] * total + second[close])

@@ -148,7 +148,7 @@ def make_shard(
 
 
 def _without_paths(words: str, planned: PlannedShard) -> str:
-    """Return an error's words with record keys for paths: storage clients say the whole URL."""
+    """Return an error message with record keys in place of paths, which storage clients include."""
     named = planned.records.select("record_path", "record_key")
     listed = [(path, key) for path, key in named.iter_rows() if path in words]
     for path, key in sorted(listed, key=lambda row: -len(row[0])):
@@ -258,7 +258,7 @@ class DaskEngine:
             import dask
             from distributed import Client
 
-        # What a killed parent leaves behind must end soon; a lost worker's task is simply rerun.
+        # Workers of a killed parent must exit soon; the task of a lost worker is rerun.
         settings = {
             "distributed.scheduler.allowed-failures": _LOST_WORKERS,
             "distributed.comm.timeouts.connect": "30s",

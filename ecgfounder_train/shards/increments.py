@@ -1,8 +1,8 @@
 """The plan of a folder of shards over its releases: what is in shards stays there.
 
 The first build plans every record. A next release, or a new site, finds that plan in the private
-folder: records that stand in it keep their shard, others are planned into new shards behind the old
-ones. So a release costs only what it adds, and nobody changes part.
+folder: records in it keep their shard, others are planned into new shards behind the old
+ones. So a release costs only what it adds, and no patient changes split.
 """
 
 import hashlib
@@ -255,7 +255,7 @@ def _check_allowed(changes: Changes, increment: bool, policy: str, folder: Path)
         )
     if changes.facts.get("split") and policy == "keep":
         raise UserError(
-            f"{start}: {changes.summary()}. Records whose part of the split changed (patients "
+            f"{start}: {changes.summary()}. Records whose split changed (patients "
             "were merged, or folds were edited) cannot be kept: a patient would be in two parts. "
             f"Use build.changed_records=rewrite, {elsewhere}."
         )
@@ -287,7 +287,7 @@ def _check_parts(plan: StoredPlan, renamed: pl.DataFrame, folder: Path) -> None:
     if twice:
         raise UserError(
             f"{twice:,} patients whose records are in shards of {folder} have new records in "
-            "another part of the split. Give the split that the shards were built with, or use "
+            "another split. Use the split that the shards were built with, or use "
             "build.changed_records=rewrite with tables in which a patient has one part."
         )
 

@@ -158,14 +158,14 @@ class Manifest:
         for entry in self.shards:
             if entry.bytes != layout.shard_bytes(entry.num_samples):
                 return (
-                    f"shard {entry.name} is said to have {entry.bytes:,} bytes, but its "
+                    f"shard {entry.name} is stated to have {entry.bytes:,} bytes, but its "
                     f"{entry.num_samples:,} samples take {layout.shard_bytes(entry.num_samples):,}"
                 )
         rows = sum(entry.num_samples for entry in self.shards)
         due = index_bytes(len(self.labels), rows)
         if (self.index.rows, self.index.bytes) != (rows, due):
             return (
-                f"the index is said to have {self.index.rows:,} rows in {self.index.bytes:,} "
+                f"the index is stated to have {self.index.rows:,} rows in {self.index.bytes:,} "
                 f"bytes, but the shards' {rows:,} samples take {due:,}"
             )
         if due > MAX_INDEX_BYTES:

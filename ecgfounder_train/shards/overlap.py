@@ -59,7 +59,7 @@ def check_overlap(
     if shared:
         raise UserError(
             f"The run's training part also holds {' and '.join(shared)} of {what}: the numbers "
-            f"would say how well the model remembers. {remedy}"
+            f"would measure memorisation. {remedy}"
         )
     return "No evaluated record or patient is in the training part (compared by key)."
 

@@ -64,7 +64,7 @@ class SortedCatalog:
 def sort_catalog(catalog: pl.DataFrame) -> SortedCatalog:
     """Return what is to be written, what the catalog rejects, and how many have no label.
 
-    A record counts once: rejected before unlabelled before in no part of the split.
+    A record counts once: rejected, else unlabelled, else in no split.
 
     Raises:
         UserError: Two rows have the same record key, or a split has an unknown name.

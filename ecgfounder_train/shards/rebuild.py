@@ -47,7 +47,7 @@ def rebuild(
     plan = read_plan(open_private_folder(private))
     if plan is None or [name for name, _, _ in plan.shards] != [e.name for e in manifest.shards]:
         raise UserError(
-            f"{private / PLAN_NAME}, which says what is in which shard, is missing or of other "
+            f"{private / PLAN_NAME}, the plan of the shards, is missing or of other "
             "shards. Give private=DIR, or delete the damaged shards and run prepare again."
         )
     place = RecordPlace(_root(private, root), dict(storage_options or {}))

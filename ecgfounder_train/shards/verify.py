@@ -51,7 +51,7 @@ class VerifyReport:
     def __str__(self) -> str:
         read = f"{self.num_samples:,} samples of {self.num_shards:,} shards re-read"
         if self.ok:
-            return f"{read}: all as the manifest says."
+            return f"{read}: all as stated in the manifest."
         lines = [f"{file}: {message}" for file, message in self.findings]
         return "\n".join(
             [

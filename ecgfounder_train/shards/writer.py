@@ -100,7 +100,7 @@ class RecordPlace:
                 yield partial(self.read, record_path)
 
     def is_gone(self) -> bool:
-        """True if a local archive is not there at all (not mounted)."""
+        """Whether a local archive is missing (not mounted)."""
         return not is_remote(self.root) and not Path(self.root).is_dir()
 
 
@@ -151,7 +151,7 @@ def build_shard(
         ):
             before = output.mark()
             try:
-                # What a remote storage raises says nothing about the record.
+                # Errors of a remote storage are not about the record.
                 with nullcontext() if is_remote(place.root) else reject_unexpected(keep=(OSError,)):
                     record = read()
                 with reject_unexpected():
@@ -181,7 +181,7 @@ def build_shard(
         sha256 = output.finish()
         if due_sha256 not in (None, sha256):
             raise UserError(
-                f"{planned.name} comes out with SHA-256 {sha256[:12]}..., not the "
+                f"The rebuilt {planned.name} has SHA-256 {sha256[:12]}..., not the "
                 f"{str(due_sha256)[:12]}... of the manifest ({len(rejects)} records rejected): its "
                 "records have changed since, or another version of this program wrote it. The "
                 "file was left as it is."

@@ -240,7 +240,7 @@ class PatientSplit:
     def _by_fold(self, records: pl.DataFrame) -> pl.DataFrame:
         if len(records) and records["split"].null_count() == len(records):
             raise UserError(
-                "split.kind=official, but the source brings no folds of its own. "
+                "split.kind=official, but the source has no folds of its own. "
                 "Use split=patient_hash, or name the column that holds them "
                 "(source.split_column of source=wfdb_folder)."
             )

@@ -1,5 +1,6 @@
 """Shards behind S3, HTTP or a slow file system: whole copies, checked, within a bound, shared."""
 
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -608,3 +609,19 @@ def test_two_shards_of_one_name_are_refused(tiny_shards: ShardSet, tmp_path: Pat
     folder = _altered_store(tiny_shards, tmp_path, {"shards": entries}, b"")
     with pytest.raises(UserError, match="two shards have the same name"):
         opened(folder, tmp_path / "cache")
+
+
+def test_full_cache_disk_is_named_and_no_shard_counts_as_lost(
+    tiny_shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = opened(tiny_shards.folder, tmp_path / "cache")
+
+    def full(descriptor: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    reader = SampleReader(shards, on_bad_sample="quarantine")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"data\.cache_dir=.*No space left on device"):
+            reader.read(shards.rows("train")[:1])
+    assert not list((tmp_path / "cache").rglob("*.partial"))

@@ -48,7 +48,7 @@ def test_archive_that_changed_since_gives_no_other_shard(
         data = bytearray(path.read_bytes())
         data[100] ^= 8
         path.write_bytes(data)
-    with pytest.raises(UserError, match=r"train-000000\.tar comes out with SHA-256 .* not the"):
+    with pytest.raises(UserError, match=r"The rebuilt train-000000\.tar has SHA-256 .* not the"):
         rebuild(shards, [0], root=root)
     assert content(shards) == before
 

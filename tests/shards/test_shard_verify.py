@@ -23,7 +23,7 @@ def test_undisturbed_shards_verify(archive: Archive) -> None:
     few = verify(archive.shards, sample=7)
     assert few.ok
     assert few.num_samples == 7
-    assert "all as the manifest says" in str(report)
+    assert "all as stated in the manifest" in str(report)
 
 
 @pytest.mark.parametrize(("key", "value"), [("sample", -1), ("sample", 1.5), ("seed", "x")])
