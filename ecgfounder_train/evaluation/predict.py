@@ -15,7 +15,7 @@ from ecgfounder_train.loader.batches import RankShape, to_device
 from ecgfounder_train.loader.crops import all_crops, check_crops, mean_over_crops
 from ecgfounder_train.metrics.predictions import Predictions
 from ecgfounder_train.models import Net1D
-from ecgfounder_train.records import ProfiledRecord
+from ecgfounder_train.records import ProfiledRecord, Window
 from ecgfounder_train.shards import SEXES, ShardSet
 from ecgfounder_train.weights.trained_model import TrainedModel
 
@@ -145,13 +145,17 @@ def _check_batch_size(batch_size: int) -> None:
 
 def window_arrays(profiled: ProfiledRecord) -> Iterator[dict[str, npt.NDArray[Any]]]:
     """Yield what `collate_windows` needs of each window of a record."""
-    for window in profiled.windows:
-        yield {
-            "ecg": window.ecg,
-            "stats": window.stats,
-            "valid_start": np.asarray(window.valid_start),
-            "valid_num_samples": np.asarray(window.valid_num_samples),
-        }
+    return map(window_array, profiled.windows)
+
+
+def window_array(window: Window) -> dict[str, npt.NDArray[Any]]:
+    """Return what `collate_windows` needs of a window."""
+    return {
+        "ecg": window.ecg,
+        "stats": window.stats,
+        "valid_start": np.asarray(window.valid_start),
+        "valid_num_samples": np.asarray(window.valid_num_samples),
+    }
 
 
 def collate_windows(windows: Sequence[dict[str, npt.NDArray[Any]]]) -> dict[str, torch.Tensor]:

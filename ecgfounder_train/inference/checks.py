@@ -61,11 +61,18 @@ def check_windows(
         detail = f"{shortest:.1f} s of a {profile.duration_s:g} s window recorded, the rest is zero"
         found.append(Remark(WarningCode.PADDED, detail))
     used_s = sum(window.valid_num_samples for window in profiled.windows) / profile.fs
-    if used_s < duration_s - max(0.1, 0.02 * duration_s):
-        policy = profile.windows["policy"]
-        detail = f"{used_s:g} s of {duration_s:.1f} s were looked at (windows={policy})"
-        found.append(Remark(WarningCode.CROPPED, detail))
-    return tuple(found)
+    return (*found, *cropped_remark(used_s, duration_s, profile))
+
+
+def cropped_remark(used_s: float, duration_s: float, profile: SignalProfile) -> tuple[Remark, ...]:
+    """Return the remark that the windows cover a part of the recording, where they do."""
+    if used_s >= duration_s - max(0.1, 0.02 * duration_s):
+        return ()
+    policy = profile.windows["policy"]
+    detail = f"{used_s:g} s of {duration_s:.1f} s were used (windows={policy})"
+    if policy != "consecutive":
+        detail += "; windows=consecutive uses all"
+    return (Remark(WarningCode.CROPPED, detail),)
 
 
 def typical_swing(signal: Signal, fs: float) -> float:

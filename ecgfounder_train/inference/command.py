@@ -1,4 +1,4 @@
-"""What `scripts/predict.py` does: find, predict in parts, write one table; stopped, it goes on.
+"""The command `scripts/predict.py`: find recordings, predict in parts, write one table.
 
 A batch of more than `part_size` recordings is written in parts to a folder beside the output, each
 whole or absent; the same command after an interruption keeps the parts that are there. At the end
@@ -7,7 +7,7 @@ the parts become the table.
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,13 +61,14 @@ class PredictSettings:
     num_workers: int = 2
     precision: str = "32"
     part_size: int = 2000
+    per_window: bool | None = None
 
     @property
     def options(self) -> InputOptions:
-        """What files do not say."""
+        """What files do not state."""
         leads = self.input_leads
         if leads is not None and (isinstance(leads, str) or not all(map(str, leads))):
-            raise UserError(f"input_leads={leads!r} is no list, such as input_leads=[I,II,V1].")
+            raise UserError(f"input_leads={leads!r} is not a list, such as input_leads=[I,II,V1].")
         names = tuple(map(str, leads)) if leads is not None else None
         return InputOptions(self.input_fs, self.input_unit, names)
 
@@ -107,7 +108,12 @@ def predict_files(config: Mapping[str, Any], checkpoint: Path, device: str) -> l
     model = load_model(checkpoint, device).with_windows(settings.windows, settings.min_duration_s)
     with_patient = any(item.patient is not None for item in found.records)
     table = OutputTable(
-        model.trained, settings.output_kind, settings.threshold, settings.pool, with_patient
+        model.trained,
+        settings.output_kind,
+        settings.threshold,
+        settings.pool,
+        with_patient,
+        with_maximum=bool(settings.per_window),
     )
     strips = None
     if settings.strips is not None:
@@ -118,8 +124,12 @@ def predict_files(config: Mapping[str, Any], checkpoint: Path, device: str) -> l
     tally = _predict_in_parts(model, found, table, settings, key, output, strips)
     lines = [found.summary, tally.summary()]
     if settings.output_kind == "probabilities":
-        lines.append(f"Probabilities: {table.calibration_in_words}.")
+        lines += [f"Probabilities: {table.calibration_summary}.", f"Findings: {table.decided}."]
     lines.append(f"Predictions: {output} (outputs and thresholds: {description_file(output)})")
+    if windows_file(output).is_file():
+        lines.append(f"Windows with their times: {windows_file(output)}")
+    if found.not_read:
+        lines.append(f"Files that were not read: {_list_not_read(found, output)}")
     if strips is not None:
         lines.append(f"Strips: {strips.finish()} (stay on this machine: they show file names)")
     return lines
@@ -128,6 +138,21 @@ def predict_files(config: Mapping[str, Any], checkpoint: Path, device: str) -> l
 def description_file(output: Path) -> Path:
     """Return the JSON file beside a table that says what its columns are."""
     return output.with_name(f"{output.stem}.outputs.json")
+
+
+def windows_file(output: Path) -> Path:
+    """Return the table beside another that has a row per window, with its start in s."""
+    return output.with_name(f"{output.stem}.windows{output.suffix}")
+
+
+def _list_not_read(found: FoundRecords, output: Path) -> Path:
+    path = output.with_name(f"{output.stem}.not_read.csv")
+    frame = pl.DataFrame(
+        list(found.not_read), {"file": pl.String, "reason": pl.String}, orient="row"
+    )
+    with atomic_file(path) as handle:
+        write_frame(frame, handle)
+    return path
 
 
 def _key(checkpoint: Path, settings: PredictSettings, found: FoundRecords) -> str:
@@ -175,14 +200,23 @@ def _predict_in_parts(
     # One stream over all parts: batches and reading ahead go on across their borders.
     pipeline = settings.pipeline
     prepared = prepare_ahead(references, model.profile, pipeline)
+
+    def show_share(share: float) -> None:
+        meter.update(meter.done, f"{share:.0%} of a long recording")
+
     with meter:
-        results = run_network(model.trained, prepared, model.device, pipeline)
+        results = run_network(model.trained, prepared, model.device, pipeline, show_share)
         for number in left:
             rows: list[RecordResult] = []
             count = len(found.records[starts[number] : starts[number] + size])
             for _ in range(count):
                 rows.append(next(results))
                 meter.update(meter.done + 1)
+            # Before the part: where that is whole, so are its windows.
+            windows = table.windows_frame(rows, settings.per_window)
+            if windows.height:
+                with atomic_file(_windows_part(parts[number])) as handle:
+                    windows.write_parquet(handle)
             with atomic_file(parts[number]) as handle:
                 table.frame(rows).write_parquet(handle)
             if strips is not None:
@@ -208,6 +242,10 @@ def _open_parts(folder: Path, key: str) -> None:
         json.dump({"key": key}, handle)
 
 
+def _windows_part(part: Path) -> Path:
+    return part.with_suffix(".windows.parquet")
+
+
 def _join(parts: Sequence[Path], table: OutputTable, output: Path, tally: Tally) -> None:
     description = json.dumps(table.metadata(), indent=1)
 
@@ -217,29 +255,37 @@ def _join(parts: Sequence[Path], table: OutputTable, output: Path, tally: Tally)
             tally.add(frame)
             yield frame
 
-    with atomic_file(output) as handle:
-        if output.suffix == ".csv":
-            for number, frame in enumerate(frames()):
-                write_frame(frame, handle, include_header=number == 0)
-        else:
-            writer: pq.ParquetWriter | None = None
-            for frame in frames():
-                arrow: pa.Table = frame.to_arrow()
-                if writer is None:
-                    metadata = {METADATA_KEY: description.encode()}
-                    writer = pq.ParquetWriter(handle, arrow.schema.with_metadata(metadata))
-                writer.write_table(arrow.cast(writer.schema))
-            if writer is not None:
-                writer.close()
+    _write_frames(frames(), output, description)
+    windows_file(output).unlink(missing_ok=True)
+    if windows := [_windows_part(part) for part in parts if _windows_part(part).is_file()]:
+        _write_frames(map(pl.read_parquet, windows), windows_file(output), description)
     with atomic_file(description_file(output), "w") as handle:
         handle.write(description + "\n")
 
 
+def _write_frames(frames: Iterable[pl.DataFrame], output: Path, description: str) -> None:
+    """Write frames of the same columns as one CSV or parquet file."""
+    with atomic_file(output) as handle:
+        if output.suffix == ".csv":
+            for number, frame in enumerate(frames):
+                write_frame(frame, handle, include_header=number == 0)
+            return
+        writer: pq.ParquetWriter | None = None
+        for frame in frames:
+            arrow: pa.Table = frame.to_arrow()
+            if writer is None:
+                metadata = {METADATA_KEY: description.encode()}
+                writer = pq.ParquetWriter(handle, arrow.schema.with_metadata(metadata))
+            writer.write_table(arrow.cast(writer.schema))
+        if writer is not None:
+            writer.close()
+
+
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Return what a table of predictions says about itself.
+    """Return what a table of predictions states about its columns.
 
     Raises:
-        UserError: It says nothing.
+        UserError: It states nothing.
     """
     beside = description_file(path)
     if path.suffix == ".parquet":
@@ -247,5 +293,5 @@ def read_metadata(path: Path) -> dict[str, Any]:
         if stored is not None:
             return dict(json.loads(stored))
     if not beside.is_file():
-        raise UserError(f"{path} says nothing about its columns, and {beside} is not there.")
+        raise UserError(f"{path} does not describe its columns, and {beside} is absent.")
     return dict(json.loads(beside.read_text(encoding="utf-8")))

@@ -1,12 +1,13 @@
 """Recordings through profile and network: read ahead in threads while the network computes.
 
 Reading, lead resolution, checks and the profile's first half run in worker threads (numpy, scipy
-and file reads release the interpreter lock), so that a batch is ready when the network wants it.
-Results come in the order of the references, and memory holds a few batches whatever their number.
+and file reads release the interpreter lock), so that a batch is ready when the network needs it.
+Results come in the order of the references. Memory holds a few batches, however many recordings
+there are and however long one is: windows of a long one are made while the network computes.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,22 +18,37 @@ from numpy.typing import NDArray
 
 from ecgfounder_train.core.errors import RejectedRecordError, RejectReason, UserError
 from ecgfounder_train.core.untrusted import reject_unexpected
-from ecgfounder_train.evaluation.predict import collate_windows, window_arrays
+from ecgfounder_train.evaluation.predict import collate_windows, window_array
 from ecgfounder_train.inference.checks import (
     check_signal,
     check_windows,
+    cropped_remark,
     typical_swing,
     unit_hint,
 )
 from ecgfounder_train.inference.find import RecordReference
-from ecgfounder_train.inference.leads import resolve_leads
+from ecgfounder_train.inference.inputs import SourceRecord
+from ecgfounder_train.inference.long_recordings import (
+    LongRecording,
+    in_pieces,
+    is_long,
+    left_out_remark,
+    window_start_s,
+)
 from ecgfounder_train.inference.remarks import Remark
 from ecgfounder_train.records import EcgRecord, ProfiledRecord, SignalProfile
+from ecgfounder_train.records.streaming import WindowStream, stream_windows
 from ecgfounder_train.weights.trained_model import TrainedModel
 
 POOLS = ("mean", "max")
 PRECISIONS = ("32", "bf16")
 OK = "ok"
+_MAX_HELD_BYTES = 1 << 23
+"""Windows of one recording that wait for the network; more are made when their turn comes."""
+_STRIP_S = 60.0
+
+OnShare = Callable[[float], None]
+Opener = Callable[[OnShare], ProfiledRecord | WindowStream]
 
 
 @dataclass(frozen=True)
@@ -74,7 +90,8 @@ class PreparedRecord:
 
     Attributes:
         reference: Where it came from.
-        profiled: Its windows; None where it was rejected.
+        profiled: Its windows; None where it was rejected or has many.
+        open_windows: Makes the windows of a recording that has many, when the network needs them.
         status: `ok`, or the reject reason.
         detail: Of the rejection.
         remarks: Warnings.
@@ -84,6 +101,7 @@ class PreparedRecord:
 
     reference: RecordReference
     profiled: ProfiledRecord | None = None
+    open_windows: Opener | None = None
     status: str = OK
     detail: str = ""
     remarks: tuple[Remark, ...] = ()
@@ -92,8 +110,26 @@ class PreparedRecord:
 
 
 @dataclass(frozen=True)
+class WindowResults:
+    """The results of a recording's windows.
+
+    Shape:
+        starts_s: (num_windows,) from the recording's start.
+        logits: (num_windows, num_outputs).
+        features: (num_windows, num_features) or None.
+    """
+
+    starts_s: NDArray[np.float64]
+    logits: NDArray[np.float32]
+    features: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
 class RecordResult:
-    """What the network says of one recording.
+    """The result of one recording.
+
+    Attributes:
+        windows: Of each window, where there are several.
 
     Shape:
         logits: (num_outputs,) pooled over the windows, None where rejected.
@@ -103,16 +139,13 @@ class RecordResult:
     prepared: PreparedRecord
     logits: NDArray[np.float32] | None = None
     features: NDArray[np.float32] | None = None
+    num_windows: int = 0
+    windows: WindowResults | None = None
 
     @property
     def name(self) -> str:
         """What the table calls the recording."""
         return self.prepared.reference.name
-
-    @property
-    def num_windows(self) -> int:
-        """Windows the network saw."""
-        return len(self.prepared.profiled.windows) if self.prepared.profiled else 0
 
 
 def resolved_record(
@@ -120,13 +153,14 @@ def resolved_record(
 ) -> tuple[EcgRecord, tuple[Remark, ...]]:
     """Return a recording with the profile's leads, as recorded otherwise, and what was assumed.
 
+    Of a long one the first minute.
+
     Raises:
         RejectedRecordError: It cannot be read, or leads are missing.
     """
     source = reference.read()
-    record, remarks = resolve_leads(
-        source.record, profile.leads, profile.lead_aliases, derive_leads
-    )
+    long = LongRecording(in_pieces(source), profile, derive_leads)
+    record, remarks = (long.head(_STRIP_S) if is_long(source) else long).resolve()
     return record, (*source.remarks, *remarks)
 
 
@@ -138,12 +172,16 @@ def prepare(
     record: EcgRecord | None = None
     try:
         with reject_unexpected():
-            record, remarks = resolved_record(reference, profile, derive_leads)
+            source = reference.read()
+            long = LongRecording(in_pieces(source), profile, derive_leads)
             prepared = replace(
-                prepared,
-                remarks=(*remarks, *check_signal(record, profile)),
-                fs=record.fs,
-                duration_s=record.signal.shape[1] / record.fs,
+                prepared, fs=long.fs, duration_s=long.num_samples / long.fs, remarks=source.remarks
+            )
+            if is_long(source):
+                return _prepared_long(prepared, source, long)
+            record, remarks = long.resolve()
+            prepared = replace(
+                prepared, remarks=(*source.remarks, *remarks, *check_signal(record, profile))
             )
             profiled = profile.apply(record)
             windows = check_windows(record, profiled, profile)
@@ -155,7 +193,46 @@ def prepare(
             swing = typical_swing(np.nan_to_num(record.signal), record.fs)
             detail += f"; typical swing {swing:.3g} mV, {unit_hint(swing)}"
         return replace(prepared, status=error.reason.value, detail=detail)
-    return replace(prepared, profiled=profiled, remarks=(*prepared.remarks, *windows))
+    prepared = replace(prepared, remarks=(*prepared.remarks, *windows))
+    if sum(window.ecg.nbytes for window in profiled.windows) > _MAX_HELD_BYTES:
+        return replace(prepared, open_windows=_again(reference, profile, derive_leads))
+    return replace(prepared, profiled=profiled)
+
+
+def _again(reference: RecordReference, profile: SignalProfile, derive_leads: bool) -> Opener:
+    """Return what reads a recording once more and makes its windows."""
+
+    def opened(on_share: OnShare) -> ProfiledRecord | WindowStream:
+        source = reference.read()
+        long = LongRecording(in_pieces(source), profile, derive_leads)
+        if is_long(source):
+            return stream_windows(profile, long, None, on_share)
+        return profile.apply(long.read())
+
+    return opened
+
+
+def _prepared_long(
+    prepared: PreparedRecord, source: SourceRecord, long: LongRecording
+) -> PreparedRecord:
+    """Return a long recording whose windows are made while the network computes.
+
+    Raises:
+        RejectedRecordError: Its leads, rate or length are not what the profile takes.
+    """
+    planned = stream_windows(long.profile, long)  # raises before the network's turn
+    used_s = planned.num_planned * long.profile.duration_s
+    cropped = cropped_remark(used_s, prepared.duration_s, long.profile)
+    remarks = (*prepared.remarks, *long.check(), *cropped)
+    if isinstance(source.signal, EcgRecord):
+        # A signal in memory does not wait: it is read again.
+        opener = _again(prepared.reference, long.profile, long.derive_leads)
+    else:
+
+        def opener(on_share: OnShare) -> ProfiledRecord | WindowStream:
+            return stream_windows(long.profile, long, None, on_share)
+
+    return replace(prepared, remarks=remarks, open_windows=opener)
 
 
 def prepare_ahead(
@@ -183,12 +260,60 @@ class _Waiting:
     """A recording some of whose windows have not passed the network yet."""
 
     prepared: PreparedRecord
+    numbers: list[int] = field(default_factory=list)
     logits: list[NDArray[np.float32]] = field(default_factory=list)
     features: list[NDArray[np.float32]] = field(default_factory=list)
+    is_complete: bool = True
 
     @property
-    def num_windows(self) -> int:
-        return len(self.prepared.profiled.windows) if self.prepared.profiled else 0
+    def is_done(self) -> bool:
+        return self.is_complete and len(self.logits) == len(self.numbers)
+
+    def reject(self, error: RejectedRecordError) -> None:
+        """Drop the results; the recording turned out to be unusable."""
+        self.numbers.clear()
+        self.logits.clear()
+        self.features.clear()
+        status, detail = error.reason.value, error.detail
+        self.prepared = replace(self.prepared, status=status, detail=detail)
+
+
+class _Batches:
+    """The network, and the windows that wait for it; batches go across recordings."""
+
+    def __init__(
+        self, trained: TrainedModel, device: torch.device, settings: PipelineSettings
+    ) -> None:
+        self.trained, self.device, self.settings = trained, device, settings
+        self.windows: list[tuple[_Waiting, dict[str, NDArray[Any]]]] = []
+
+    def add(self, owner: _Waiting, profiled: ProfiledRecord | WindowStream) -> None:
+        """Take the windows of a recording, and compute what makes a whole batch."""
+        iterator = iter(profiled.windows)
+        while True:
+            with reject_unexpected():
+                window = next(iterator, None)
+            if window is None:
+                return
+            owner.numbers.append(window.number)
+            self.windows.append((owner, window_array(window)))
+            if len(self.windows) >= self.settings.batch_size:
+                self.forward()
+
+    def drop(self, owner: _Waiting) -> None:
+        """Forget the windows of a recording that was rejected."""
+        self.windows = [entry for entry in self.windows if entry[0] is not owner]
+
+    def forward(self) -> None:
+        """Compute one batch, smaller if fewer windows wait."""
+        batch = self.windows[: self.settings.batch_size]
+        del self.windows[: self.settings.batch_size]
+        arrays = [arrays for _, arrays in batch]
+        logits, features = _forward(self.trained, arrays, self.device, self.settings)
+        for row, (owner, _) in enumerate(batch):
+            owner.logits.append(logits[row])
+            if features is not None:
+                owner.features.append(features[row])
 
 
 def run_network(
@@ -196,56 +321,77 @@ def run_network(
     prepared: Iterable[PreparedRecord],
     device: torch.device,
     settings: PipelineSettings,
+    on_share: OnShare = lambda share: None,
 ) -> Iterator[RecordResult]:
-    """Yield the result of each recording, in order; batches go across recordings."""
+    """Yield the result of each recording, in order.
+
+    Args:
+        trained: The model.
+        prepared: From `prepare_ahead`.
+        device: Where the network runs.
+        settings: Batch size, pooling, precision.
+        on_share: Told which share of a long recording is done.
+    """
     quantities = np.array([output.kind == "regression" for output in trained.outputs], bool)
     waiting: deque[_Waiting] = deque()
-    windows: list[tuple[_Waiting, dict[str, NDArray[Any]]]] = []
-
-    def forward(count: int) -> None:
-        batch = windows[:count]
-        del windows[:count]
-        logits, features = _forward(trained, [arrays for _, arrays in batch], device, settings)
-        for row, (owner, _) in enumerate(batch):
-            owner.logits.append(logits[row])
-            if features is not None:
-                owner.features.append(features[row])
+    batches = _Batches(trained, device, settings)
 
     def finished() -> Iterator[RecordResult]:
-        while waiting and len(waiting[0].logits) == waiting[0].num_windows:
-            yield _pooled(waiting.popleft(), quantities, settings.pool)
+        while waiting and waiting[0].is_done:
+            yield _pooled(waiting.popleft(), quantities, settings.pool, trained.profile)
 
     for item in prepared:
         owner = _Waiting(item)
         waiting.append(owner)
         if item.profiled is not None:
-            windows.extend((owner, arrays) for arrays in window_arrays(item.profiled))
-        while len(windows) >= settings.batch_size:
-            forward(settings.batch_size)
+            batches.add(owner, item.profiled)
+        elif item.open_windows is not None:
+            _add_many(batches, owner, item.open_windows, on_share)
         yield from finished()
-    while windows:
-        forward(settings.batch_size)
+    while batches.windows:
+        batches.forward()
     yield from finished()
 
 
-def _pooled(done: _Waiting, quantities: NDArray[np.bool_], pool: str) -> RecordResult:
-    if done.prepared.profiled is None:
-        return RecordResult(done.prepared)
+def _add_many(batches: _Batches, owner: _Waiting, opener: Opener, on_share: OnShare) -> None:
+    """Pass the windows of a long recording through the network as they are made."""
+    owner.is_complete = False
+    try:
+        with reject_unexpected():
+            opened = opener(on_share)
+        batches.add(owner, opened)
+        if isinstance(opened, WindowStream):
+            remarks = left_out_remark(opened.left_out, opened.num_planned)
+            owner.prepared = replace(owner.prepared, remarks=(*owner.prepared.remarks, *remarks))
+    except RejectedRecordError as error:
+        batches.drop(owner)
+        owner.reject(error)
+    owner.is_complete = True
+
+
+def _pooled(
+    done: _Waiting, quantities: NDArray[np.bool_], pool: str, profile: SignalProfile
+) -> RecordResult:
+    # The signals are not needed any more, and a million records' would not fit.
+    prepared = replace(done.prepared, profiled=None, open_windows=None)
+    if not done.logits:
+        return RecordResult(prepared)
     every = np.stack(done.logits)
     logits = every.mean(0)
-    if pool == "max":  # the largest of several ages is nobody's age
+    if pool == "max":  # of quantities the mean: the largest of several ages is not an age
         logits = np.where(quantities, logits, every.max(0))
+    features = np.stack(done.features) if done.features else None
+    windows = None
+    if len(every) > 1:
+        starts = [window_start_s(profile, n, prepared.duration_s) for n in done.numbers]
+        windows = WindowResults(np.array(starts), every, features)
     return RecordResult(
-        # The signals are not needed any more, and a million records' would not fit.
-        replace(done.prepared, profiled=_without_signal(done.prepared.profiled)),
+        prepared,
         logits,
-        np.stack(done.features).mean(0) if done.features else None,
+        features.mean(0) if features is not None else None,
+        len(every),
+        windows,
     )
-
-
-def _without_signal(profiled: ProfiledRecord) -> ProfiledRecord:
-    empty = np.zeros((0, 0), np.int16)
-    return replace(profiled, windows=[replace(w, ecg=empty) for w in profiled.windows])
 
 
 @torch.inference_mode()

@@ -106,7 +106,7 @@ def strip_page(result: RecordResult, table: OutputTable, derive_leads: bool = Tr
         page.figure(figure, "25 mm/s, 10 mm/mV when printed.", "ECG strip", true_scale=True)
     if ranked:
         page.section("What the model says")
-        page.paragraph(f"Probabilities are {table.calibration_in_words}.")
+        page.paragraph(f"Probabilities: {table.calibration_summary}.")
         columns = [
             Column("output"),
             Column("value", ".3f"),

@@ -23,6 +23,10 @@ YES = "yes:"
 """Begins the name of a label's yes/no column."""
 OUTPUT = "output:"
 """Begins the column name of an output that is called like another column, such as `status`."""
+MAXIMUM = "max:"
+"""Begins the name of the column of the largest value over a recording's windows."""
+LONG_S = 600.0
+"""Recordings from this length on have a row per window in a table of their own."""
 SEPARATOR = "; "
 NOT_CALIBRATED = "the plain sigmoid of the logits, NOT calibrated: rank by them, do not read them"
 
@@ -47,6 +51,8 @@ class OutputTable:
         threshold: Name of the rule for yes and no; None for none.
         pool: How windows were pooled; calibration fits one way only.
         with_patient: Whether rows have a patient (from a list of files).
+        with_maximum: Whether rows have the largest value over the windows (`max:NAME`) beside the
+            pooled one.
     """
 
     trained: TrainedModel
@@ -54,6 +60,7 @@ class OutputTable:
     threshold: str | None = "youden"
     pool: str = "mean"
     with_patient: bool = False
+    with_maximum: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -102,18 +109,47 @@ class OutputTable:
             columns.append(name)
         return tuple(columns)
 
-    @property
-    def calibration_in_words(self) -> str:
-        """Return what the probabilities are."""
+    @cached_property
+    def _is_calibrated(self) -> NDArray[np.bool_]:
+        """Whether an output has a fitted calibration curve. Shape: (num_outputs,)."""
+        flags = np.zeros(len(self.trained.outputs), np.bool_)
         if self._calibrated is not None:
+            curves = self._calibrated.calibration.curves
+            flags[self._binary] = [curve.method != "none" for curve in curves]
+        return flags
+
+    @property
+    def calibration_summary(self) -> str:
+        """Return for how many outputs the probabilities are calibrated, and what the others are."""
+        if self._calibrated is not None:
+            count, total = int(self._is_calibrated.sum()), len(self._binary)
+            others = "; the others are the plain sigmoid of the logits" if count < total else ""
             return (
                 f"calibrated: {self._calibrated.calibration.summary} labels, on "
-                f"{self._calibrated.fitted_on}; the others are the plain sigmoid of the logits"
+                f"{self._calibrated.fitted_on}{others}"
             )
         fitted = self.trained.decisions
         if fitted is not None:
             return f"{NOT_CALIBRATED} (calibration was fitted for {fitted.reading})"
         return f"{NOT_CALIBRATED} (scripts/evaluate.py fits it where validation records are)"
+
+    @property
+    def decided(self) -> str:
+        """Return for how many outputs there is a yes or no."""
+        if self.threshold is None:
+            return "none, as threshold=null asks"
+        count = int(self._in_findings.sum())
+        text = f"{count} of {len(self._binary)} outputs have a threshold ({self.threshold})"
+        return text if count else f"{text}; there is no column of findings"
+
+    @cached_property
+    def _in_findings(self) -> NDArray[np.bool_]:
+        """Whether `findings` may list an output: its threshold was fitted on enough patients.
+
+        `half` is a rule without a fit: there the calibration has to be fitted.
+        """
+        known = np.isfinite(self.thresholds)
+        return known & self._is_calibrated if self.threshold == "half" else known
 
     def values(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return probabilities, and quantities in their own unit.
@@ -188,12 +224,62 @@ class OutputTable:
             for number in np.flatnonzero(np.isfinite(self.thresholds))
         }
         parts = [facts]
-        if decided:
+        if self._in_findings.any():
             parts.append(pl.DataFrame({"findings": self._findings(scores, values)}))
         parts.append(table.fill_nan(None))
+        if self.with_maximum:
+            parts.append(self._maximum(results))
         if decided:
             parts.append(pl.DataFrame(decided))
         return pl.concat(parts, how="horizontal")
+
+    def _maximum(self, results: Sequence[RecordResult]) -> pl.DataFrame:
+        """Return the largest value of each output over a recording's windows."""
+        rows: list[NDArray[Any] | None] = []
+        for result in results:
+            if result.logits is None:
+                rows.append(None)
+            elif result.windows is None:
+                rows.append(self.values(result.logits[None])[0])
+            else:
+                rows.append(self.values(result.windows.logits).max(0))
+        return self._matrix(rows, [f"{MAXIMUM}{name}" for name in self.columns])
+
+    def windows_frame(
+        self, results: Sequence[RecordResult], per_window: bool | None = True
+    ) -> pl.DataFrame:
+        """Return a row per window with its start and end in s.
+
+        Args:
+            results: Of recordings.
+            per_window: True: of each recording of several windows; None: of those longer than
+                `LONG_S`; False: of none.
+        """
+        size = self.trained.profile.duration_s
+        frames = []
+        for result in results:
+            windows = result.windows
+            is_long = result.prepared.duration_s > LONG_S
+            if windows is None or per_window is False or (per_window is None and not is_long):
+                continue
+            frame = pl.DataFrame(
+                {
+                    "record": [result.name] * len(windows.starts_s),
+                    "window": np.arange(len(windows.starts_s), dtype=np.int32),
+                    "start_s": windows.starts_s,
+                    "end_s": np.minimum(windows.starts_s + size, result.prepared.duration_s),
+                }
+            )
+            if self.kind == "embeddings":
+                assert windows.features is not None
+                values = self._matrix(list(windows.features), self._embedding_names)
+            elif self.kind == "logits":
+                values = self._matrix(list(windows.logits), self.columns)
+            else:
+                found = self.values(windows.logits).astype(np.float32)
+                values = self._matrix(list(found), self.columns)
+            frames.append(frame.hstack(values))
+        return pl.concat(frames) if frames else pl.DataFrame()
 
     def _findings(
         self, scores: NDArray[np.float64], values: NDArray[np.float64]
@@ -203,7 +289,7 @@ class OutputTable:
             if np.isnan(score).all():
                 rows.append(None)
                 continue
-            positive = np.flatnonzero(score >= self.thresholds)
+            positive = np.flatnonzero((score >= self.thresholds) & self._in_findings)
             order = positive[np.argsort(-value[positive], kind="stable")]
             rows.append(SEPARATOR.join(self.trained.labels[number] for number in order))
         return rows
@@ -213,9 +299,7 @@ class OutputTable:
         network: Any = self.trained.model
         return tuple(f"e{number:04d}" for number in range(network.num_features))
 
-    def _matrix(
-        self, rows: Sequence[NDArray[np.float32] | None], names: Sequence[str]
-    ) -> pl.DataFrame:
+    def _matrix(self, rows: Sequence[NDArray[Any] | None], names: Sequence[str]) -> pl.DataFrame:
         matrix = np.full((len(rows), len(names)), np.nan, np.float32)
         for number, row in enumerate(rows):
             if row is not None:
@@ -223,7 +307,7 @@ class OutputTable:
         return pl.DataFrame(matrix, schema=list(names)).fill_nan(None)
 
     def metadata(self) -> dict[str, Any]:
-        """Return what a reader of the table must know, in plain containers."""
+        """Return the description of the columns, in plain containers."""
         trained = self.trained
         limits, as_values = self.thresholds, self.threshold_values
         methods: dict[str, tuple[str, str | None]] = {}
@@ -244,7 +328,7 @@ class OutputTable:
             "samples_seen": trained.samples_seen,
             "licence": trained.licence,
             "pool": self.pool,
-            "probabilities": self.calibration_in_words,
+            "probabilities": self.calibration_summary,
             "calibrated": (
                 f"0 of {len(self._binary)}"
                 if self._calibrated is None

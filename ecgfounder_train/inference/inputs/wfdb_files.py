@@ -2,14 +2,16 @@
 
 from pathlib import Path
 
-from ecgfounder_train.core.errors import RejectedRecordError, RejectReason
 from ecgfounder_train.inference.inputs.reading import (
     InputFormat,
     InputOptions,
     SourceRecord,
+    WindowedSignal,
+    left_out,
     with_options,
 )
-from ecgfounder_train.records import read_header, read_record
+from ecgfounder_train.records import EcgRecord, read_header
+from ecgfounder_train.records.reader import read_or_open
 
 SUFFIXES = (".hea", ".dat", ".mat")
 
@@ -28,19 +30,25 @@ def header_of(path: Path) -> Path | None:
 
 
 def read(path: Path, item: str, options: InputOptions) -> SourceRecord:
-    """Return the record of a header or signal file."""
-    if header_of(path) is None and path.suffix.lower() in SUFFIXES[1:] and path.is_file():
-        raise RejectedRecordError(
-            RejectReason.MISSING_HEADER,
-            f"a {path.suffix.lower()} file is read with its header (.hea) beside it, which is "
-            "absent; without one, save the signal as .npy, .npz or .csv",
+    """Return the record of a header or signal file; signals that are not leads are named."""
+    stored = read_or_open(path)
+    source: EcgRecord | WindowedSignal
+    if isinstance(stored, EcgRecord):
+        source, unused = stored, stored.unused_signals
+    else:
+        unused = stored.read(0, 1).unused_signals
+        source = WindowedSignal(
+            stored.lead_names,
+            stored.fs,
+            stored.num_samples,
+            lambda start, stop: stored.read(start, stop).signal,
         )
-    record = read_record(path)
-    units: list[str | None] = [None] * len(record.lead_names)
+    units: list[str | None] = [None] * len(source.lead_names)
     if options.unit is not None:
-        signals = read_header(path).signals
-        units = [signal.units for signal in signals] or units
-    return with_options(record, units, options, ())
+        by_name = {signal.name: signal.units for signal in read_header(path).signals}
+        units = [by_name.get(name) for name in source.lead_names]
+    remarks = left_out([f"signal {signal.name[:16]} ({signal.detail})" for signal in unused])
+    return with_options(source, units, options, remarks)
 
 
 # A header has no magic number: a text file that begins with a name and two numbers could be one.
