@@ -315,7 +315,9 @@ def test_a_stopped_batch_goes_on_from_its_whole_parts(
     run_command(checkpoint, *words)
     assert len(reads) == 100 - 30 * len(parts)
     # The first parts were computed in batches of 4: other kernels, other last digits.
-    polars.testing.assert_frame_equal(pl.read_csv(tmp_path / "table.csv"), undisturbed, abs_tol=1e-5)
+    polars.testing.assert_frame_equal(
+        pl.read_csv(tmp_path / "table.csv"), undisturbed, abs_tol=1e-5
+    )
     assert not (tmp_path / "table.csv.parts").exists()
 
 
