@@ -305,10 +305,10 @@ def _hdf5(path: str, dataset: str | None) -> Any:
 def _zarr(path: str, dataset: str | None) -> Any:
     with needs("formats", "A Zarr array"):
         import zarr
-    content = zarr.open(path, mode="r")
+    content: Any = zarr.open(path, mode="r")
     if isinstance(content, zarr.Array):
         return content
-    found = {name: item for name, item in content.arrays() if len(item.shape) == 3}
+    found: dict[str, Any] = {name: item for name, item in content.arrays() if len(item.shape) == 3}
     if dataset and "/" in dataset:
         found[dataset] = content[dataset]
     return _chosen(found, dataset, path)
