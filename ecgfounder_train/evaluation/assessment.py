@@ -1,6 +1,6 @@
 """Everything a report says of one set of predictions, computed once: values, intervals, reasons."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,25 +9,35 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ecgfounder_train.core.errors import UserError
-from ecgfounder_train.evaluation.tables import Summary, label_table, summarise
+from ecgfounder_train.evaluation.participants import known_groups
+from ecgfounder_train.evaluation.tables import (
+    NEEDS_PREVIOUS_ECG,
+    Summary,
+    label_table,
+    summarise,
+)
 from ecgfounder_train.labels.maps import label_families
 from ecgfounder_train.metrics import (
     Clusters,
     Comparison,
+    Estimates,
     RankingIntervals,
     RunScores,
-    age_bands,
+    agreement_intervals,
     clusters_from_keys,
     compare_runs,
     decision_intervals,
+    net_benefit_interval,
     probability_intervals,
     ranking_intervals,
-    rate_names,
     subgroup_intervals,
 )
+from ecgfounder_train.metrics.estimates import Intervals
 from ecgfounder_train.metrics.predictions import Predictions
 from ecgfounder_train.metrics.subgroups import Subgroup
 from ecgfounder_train.weights.decisions import Decisions
+
+Triple = tuple[float, float, float]
 
 DECISION_METRICS = ("sensitivity", "specificity", "ppv", "npv", "f1")
 MIN_CONFUSED = 5
@@ -59,6 +69,24 @@ class Confusion:
 
 
 @dataclass(frozen=True)
+class GroupOfLabel:
+    """What one label's numbers are among the records of one subgroup.
+
+    Attributes:
+        auroc, sensitivity, specificity, observed_expected: Value, lower and upper limit; NaN where
+            too few patients.
+    """
+
+    label: str
+    group: str
+    num_positive_patients: int
+    auroc: Triple
+    sensitivity: Triple
+    specificity: Triple
+    observed_expected: Triple
+
+
+@dataclass(frozen=True)
 class Assessment:
     """Predictions with all that was computed from them."""
 
@@ -72,6 +100,13 @@ class Assessment:
     subgroups: Sequence[Subgroup] = ()
     controls: Sequence[Control] = ()
     confusions: Sequence[Confusion] = field(default_factory=tuple)
+    group_labels: Sequence[GroupOfLabel] = ()
+
+    @property
+    def alone(self) -> NDArray[np.bool_]:
+        """Which labels one trace can show, (K,); the others compare with a previous ECG."""
+        notes = self.table["note"].to_list()
+        return np.array([NEEDS_PREVIOUS_ECG not in (note or "") for note in notes], np.bool_)
 
 
 def assess(
@@ -112,7 +147,7 @@ def assess(
                 f"threshold={threshold!r} is unknown. Valid: {', '.join(decisions.thresholds)}."
             )
         chosen = decisions.thresholds[threshold]
-        extra["threshold_logit"] = chosen.values
+        extra |= _threshold_columns(predictions, decisions, threshold, clusters)
         decided = decision_intervals(*arrays, thresholds=chosen, **common)
         for name in DECISION_METRICS:
             extra |= {
@@ -122,6 +157,13 @@ def assess(
             }
         calibrated = probability_intervals(*arrays, calibration=decisions.calibration, **common)
         extra |= {name: estimates.value for name, estimates in calibrated.items()}
+    calibration = decisions.calibration if decisions is not None else None
+    for name, agreement in agreement_intervals(*arrays, calibration=calibration, **common).items():
+        extra |= {
+            name: agreement.value,
+            f"{name}_lower": agreement.lower,
+            f"{name}_upper": agreement.upper,
+        }
     paired = []
     for name, other in (controls or {}).items():
         control = _control(name, predictions, other, clusters)
@@ -130,6 +172,8 @@ def assess(
     table = table.with_columns(
         pl.Series(name, values, strict=False) for name, values in extra.items()
     )
+    groups_of = known_groups(predictions)
+    subgroups = subgroup_intervals(*arrays, groups=groups_of, **common) if groups_of else []
     return Assessment(
         predictions,
         clusters,
@@ -138,10 +182,83 @@ def assess(
         ranking,
         decisions,
         threshold if decisions is not None else "",
-        _subgroups(predictions, arrays, common),
+        subgroups,
         paired,
         tuple(_confusions(predictions, decisions, threshold)) if decisions is not None else (),
+        tuple(_group_labels(predictions, subgroups, clusters, decisions, threshold)),
     )
+
+
+def _threshold_columns(
+    predictions: Predictions, decisions: Decisions, threshold: str, clusters: Clusters
+) -> dict[str, Any]:
+    """Return the chosen thresholds as logits and probabilities, their reasons and net benefit."""
+    chosen = decisions.thresholds[threshold]
+    cuts = np.asarray(chosen.values, np.float64)
+    known = ~np.isnan(cuts)
+    as_rows = np.where(known, cuts, 0.0)[None]
+    probabilities = np.where(known, decisions.calibration.apply(as_rows)[0], np.nan)
+    benefit = np.full((3, len(cuts)), np.nan)
+    for column in np.flatnonzero(known & (probabilities < 1)):
+        seen = predictions.observed[:, column] == 1
+        positive = predictions.targets[seen, column] == 1
+        if positive.any():
+            called = predictions.logits[seen, column] >= cuts[column]
+            benefit[:, column] = net_benefit_interval(
+                called, positive, probabilities[column], clusters.codes[seen]
+            )
+    return {
+        "threshold_logit": chosen.values,
+        "threshold_probability": probabilities,
+        "threshold_reason": list(chosen.reasons),
+        "threshold_positive_patients": [pair[0] for pair in chosen.num_patients] or None,
+        "calibration": [curve.method for curve in decisions.calibration.curves],
+        "net_benefit": benefit[0],
+        "net_benefit_lower": benefit[1],
+        "net_benefit_upper": benefit[2],
+    }
+
+
+def _group_labels(
+    predictions: Predictions,
+    subgroups: Sequence[Subgroup],
+    clusters: Clusters,
+    decisions: Decisions | None,
+    threshold: str,
+) -> Iterator[GroupOfLabel]:
+    """Yield the labels of every subgroup that have patients enough for an interval there."""
+    calibration = decisions.calibration if decisions is not None else None
+    for group in subgroups:
+        arrays = tuple(
+            array[group.rows]
+            for array in (predictions.logits, predictions.targets, predictions.observed)
+        )
+        _, codes = np.unique(clusters.codes[group.rows], return_inverse=True)
+        own = Clusters(codes.astype(np.int32), group.num_patients, clusters.by)
+        common: dict[str, Any] = {"patients": own, "labels": predictions.labels}
+        agreement = agreement_intervals(*arrays, calibration=calibration, **common)
+        decided: dict[str, Any] = {}
+        if decisions is not None:
+            cuts = decisions.thresholds[threshold]
+            decided = decision_intervals(*arrays, thresholds=cuts, **common)
+        for column, label in enumerate(predictions.labels):
+            if group.auroc.reasons[column] is not None:
+                continue
+            yield GroupOfLabel(
+                label,
+                f"{group.attribute}: {group.value}",
+                int(group.auroc.num_positive_patients[column]),
+                _triple(group.auroc, column),
+                _triple(decided.get("sensitivity"), column),
+                _triple(decided.get("specificity"), column),
+                _triple(agreement["observed_expected"], column),
+            )
+
+
+def _triple(item: Estimates | Intervals | None, column: int) -> Triple:
+    if item is None:
+        return np.nan, np.nan, np.nan
+    return float(item.value[column]), float(item.lower[column]), float(item.upper[column])
 
 
 def run_scores(predictions: Predictions, clusters: Clusters, name: str) -> RunScores:
@@ -178,20 +295,6 @@ def _control(
         run_scores(own, clusters, "model"), run_scores(theirs, clusters, name)
     )
     return Control(name, ranking, comparison)
-
-
-def _subgroups(
-    predictions: Predictions, arrays: tuple[Any, ...], common: Mapping[str, Any]
-) -> Sequence[Subgroup]:
-    attributes = {
-        "site": predictions.site.tolist(),
-        "sex": predictions.sex.tolist(),
-        "age band": age_bands(predictions.age_years),
-        "sampling rate": rate_names(predictions.native_fs),
-    }
-    # An attribute nobody knows, or that is the same for all, splits nothing.
-    groups = {name: values for name, values in attributes.items() if len(set(values)) > 1}
-    return subgroup_intervals(*arrays, groups=groups, **common) if groups else ()
 
 
 def _confusions(

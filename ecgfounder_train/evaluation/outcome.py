@@ -11,6 +11,7 @@ from ecgfounder_train.evaluation.evaluation import Evaluated, Evaluation
 from ecgfounder_train.evaluation.mistakes import confident_mistakes
 from ecgfounder_train.evaluation.report import Strip, write_assessment, write_strips_page
 from ecgfounder_train.evaluation.subjects import FileSubject
+from ecgfounder_train.evaluation.targets import SplitTarget
 from ecgfounder_train.labels.groups import in_group
 from ecgfounder_train.metrics.predictions import write_predictions
 from ecgfounder_train.weights.decisions import Decisions, reading_of
@@ -60,7 +61,35 @@ def write_outcome(evaluation: Evaluation, evaluated: Evaluated) -> Path:
         excluded=target.label_map.excluded if target.label_map else None,
         remarks=remarks,
         mistakes_page=_write_mistakes(evaluation, assessment),
+        seen_in_training=_seen_in_training(evaluation),
+        flow=_flow(evaluation),
     )
+
+
+def _seen_in_training(evaluation: Evaluation) -> bool | None:
+    """Return whether these are records the weights were trained on; None where nobody can tell.
+
+    The split of an external set is the set's own: it has no record of what the weights were
+    trained on, and the overlap check has its own remark.
+    """
+    if not isinstance(evaluation.target, SplitTarget):
+        return False
+    if isinstance(evaluation.subject, FileSubject):
+        return None
+    return evaluation.target.split == "train"
+
+
+def _flow(evaluation: Evaluation) -> dict[str, int]:
+    """Return where the records of the shards went before this evaluation."""
+    if not isinstance(evaluation.target, SplitTarget):
+        return {}
+    totals = evaluation.target.shards.manifest.totals
+    return {
+        "records found when the shards were built": totals.found,
+        "rejected, with a reason": sum(totals.rejected.values()),
+        "without any observed label": totals.unlabelled,
+        "written to shards, all splits": totals.written,
+    }
 
 
 def _undecided(evaluation: Evaluation) -> str:
@@ -79,9 +108,7 @@ def _settings(evaluation: Evaluation, decisions: Decisions | None) -> dict[str, 
     if decisions is not None:
         is_file = isinstance(evaluation.subject, FileSubject)
         place = "kept beside the weights" if is_file else evaluation.decisions_file.name
-        rows["thresholds and calibration"] = (
-            f"{place}, fitted on {decisions.num_records:,} validation records"
-        )
+        rows["thresholds and calibration"] = f"{place}, fitted on {decisions.fitted_on}"
     return rows
 
 

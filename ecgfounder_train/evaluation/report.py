@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from ecgfounder_train import __version__
 from ecgfounder_train.core.small_cells import MIN_CELL, is_small
 from ecgfounder_train.evaluation.assessment import DECISION_METRICS, Assessment, assess
+from ecgfounder_train.evaluation.participants import add_checklists, add_participants, withheld
 from ecgfounder_train.evaluation.tables import (
     MIN_POSITIVES,
     has_small_cell,
@@ -25,6 +26,7 @@ from ecgfounder_train.figures import (
     Cell,
     Column,
     Curve,
+    DecisionCurve,
     ForestSeries,
     HtmlPage,
     Undefined,
@@ -42,7 +44,14 @@ from ecgfounder_train.figures import (
     strip_figure,
     training_figure,
 )
-from ecgfounder_train.metrics import OperatingPoints, calibration_curve, operating_points
+from ecgfounder_train.metrics import (
+    AGREEMENT,
+    MacroEstimate,
+    OperatingPoints,
+    calibration_curve,
+    net_benefit,
+    operating_points,
+)
 from ecgfounder_train.metrics.predictions import Predictions
 from ecgfounder_train.weights.decisions import Decisions
 
@@ -50,6 +59,7 @@ _NUM_CURVES = 6
 _NUM_CALIBRATIONS = 8
 _NUM_FOREST = 40
 _NUM_SINGLE = 24
+_METHODS = {"isotonic": "isotonic", "platt": "Platt", "none": "sigmoid"}
 _ALPHA = 0.05
 _LOCAL_ONLY = (
     "Local only: this page shows ECGs of single patients. It must not leave this machine; share "
@@ -72,6 +82,8 @@ def write_report(
     excluded: Mapping[str, str] | None = None,
     remarks: Sequence[str] = (),
     mistakes_page: str = "",
+    seen_in_training: bool | None = None,
+    flow: Mapping[str, int] | None = None,
 ) -> Path:
     """Write the report and, beside it, the label table under the same name with `.csv`.
 
@@ -89,6 +101,8 @@ def write_report(
         excluded: Labels of the model that are not evaluated, with the reason.
         remarks: More sentences for the cautions.
         mistakes_page: File beside the report with the most confident mistakes.
+        seen_in_training: Whether the model was trained on these records; None: not known.
+        flow: Counts of records before the evaluation, for the participants.
 
     Raises:
         UserError: A counted logit is NaN, a control has other records, or the folder cannot be
@@ -104,6 +118,8 @@ def write_report(
         excluded=excluded,
         remarks=remarks,
         mistakes_page=mistakes_page,
+        seen_in_training=seen_in_training,
+        flow=flow,
     )
 
 
@@ -117,6 +133,8 @@ def write_assessment(
     excluded: Mapping[str, str] | None = None,
     remarks: Sequence[str] = (),
     mistakes_page: str = "",
+    seen_in_training: bool | None = None,
+    flow: Mapping[str, int] | None = None,
 ) -> Path:
     """Write the report of numbers that were computed before; see `write_report`."""
     path = Path(path)
@@ -127,7 +145,8 @@ def write_assessment(
         title or f"Evaluation of {predictions.run_name or 'predictions without a run'}",
         _what_was_evaluated(predictions),
     )
-    _add_summary(page, assessment, remarks)
+    _add_summary(page, assessment, remarks, seen_in_training)
+    add_participants(page, predictions, assessment.clusters, flow or {})
     if defined:
         _add_discrimination(page, assessment)
     if assessment.controls:
@@ -155,6 +174,7 @@ def write_assessment(
     _add_training(page, metrics_csv)
     _add_provenance(page, predictions, provenance or {})
     _add_method(page, assessment)
+    add_checklists(page)
     return page.write(path, f"ecgfounder_train {__version__}. Research use only.")
 
 
@@ -167,40 +187,53 @@ def _what_was_evaluated(predictions: Predictions) -> str:
     return f"{records}{part}, {predictions.num_labels} labels"
 
 
+def _labels(count: int) -> str:
+    return f"{count} label{'' if count == 1 else 's'}"
+
+
 def _number(value: float) -> str:
     return "undefined" if np.isnan(value) else f"{value:.3f}"
 
 
-def _add_summary(page: HtmlPage, assessment: Assessment, remarks: Sequence[str]) -> None:
-    predictions, table, summary = assessment.predictions, assessment.table, assessment.summary
-    areas, precisions = (
-        assessment.ranking.auroc.macro(),
-        assessment.ranking.average_precision.macro(),
-    )
+def _add_summary(
+    page: HtmlPage, assessment: Assessment, remarks: Sequence[str], seen_in_training: bool | None
+) -> None:
+    predictions, summary = assessment.predictions, assessment.summary
+    areas = assessment.ranking.auroc.macro(assessment.alone)
     page.section("Summary")
-    cards = [
-        (
-            _number(summary.auroc.value),
-            f"macro AUROC over {summary.auroc.num_labels} of {summary.num_labels} labels",
-        )
-    ]
+    cards = []
     if areas.num_labels:
+        precisions = assessment.ranking.average_precision.macro(assessment.alone)
         cards += [
             (
                 _number(areas.value),
-                f"macro AUROC over the {areas.num_labels} labels with at least {MIN_POSITIVES} "
-                f"positive patients, 95 % interval {areas.lower:.3f} to {areas.upper:.3f}",
+                f"macro AUROC over the {_labels(areas.num_labels)} with at least {MIN_POSITIVES} "
+                f"positive and negative patients, 95 % interval {areas.lower:.3f} to "
+                f"{areas.upper:.3f}",
             ),
             (
                 _number(precisions.value),
-                f"macro average precision over {precisions.num_labels} labels, 95 % interval "
+                f"macro average precision over {_labels(precisions.num_labels)}, 95 % interval "
                 f"{precisions.lower:.3f} to {precisions.upper:.3f}",
             ),
         ]
-    page.cards([*cards, (f"{predictions.num_records:,}", "records")])
+    elif summary.auroc.num_labels:
+        cards.append(
+            (
+                _number(summary.auroc.value),
+                f"macro AUROC over {_labels(summary.auroc.num_labels)} without an interval: none "
+                f"has {MIN_POSITIVES} positive and negative patients",
+            )
+        )
+    else:
+        cards.append(("\N{EN DASH}", "macro AUROC: no label has both positives and negatives"))
+    cards.append((f"{predictions.num_records:,}", "records"))
+    if predictions.num_patients is not None:
+        cards.append((f"{predictions.num_patients:,}", "patients"))
+    page.cards(cards)
     page.paragraph(_summary(assessment))
-    _add_groups(page, table)
-    page.bullets([assessment.clusters.note, *remarks, *_cautions(predictions, table)])
+    _add_groups(page, assessment.table)
+    page.bullets([assessment.clusters.note, *remarks, *_cautions(assessment, seen_in_training)])
 
 
 def _add_groups(page: HtmlPage, table: pl.DataFrame) -> None:
@@ -234,28 +267,34 @@ def _add_groups(page: HtmlPage, table: pl.DataFrame) -> None:
 
 
 def _summary(assessment: Assessment) -> str:
-    table, summary = assessment.table, assessment.summary
+    table, summary, area = assessment.table, assessment.summary, assessment.ranking.auroc
     if not summary.auroc.num_labels:
         return (
             "No label has both a positive and a negative among these records, so nothing about the "
             "model's discrimination can be said."
         )
-    sentences = [
-        f"The mean AUROC over the {summary.auroc.num_labels} labels where it is defined is "
-        f"{summary.auroc.value:.3f}"
-    ]
+    sentences = []
+    counted = area.macro(assessment.alone)
+    if counted.num_labels:
+        sentences.append(
+            f"With 95 % confidence for all labels together, at least {area.num_above(0.95)} labels "
+            f"have an AUROC above 0.95 and at least {area.num_above(0.9)} above 0.90"
+        )
     enough = table.filter(
-        pl.col("auroc").is_not_nan() & (pl.col("num_positives") >= MIN_POSITIVES)
+        pl.Series([reason is None for reason in area.reasons], dtype=pl.Boolean)
     ).sort("auroc", descending=True)
-    if enough.height >= 4:
-        above = int((enough["auroc"] >= 0.9).sum())
-        best = ", ".join(f"{r['label']} ({r['auroc']:.3f})" for r in enough.head(3).to_dicts())
-        worst = ", ".join(
-            f"{r['label']} ({r['auroc']:.3f})" for r in enough.reverse().head(3).to_dicts()
+    if enough.height >= 8:
+        best, worst = (
+            ", ".join(
+                f"{row['label']} ({row['auroc']:.3f}, {row['auroc_lower']:.3f} to "
+                f"{row['auroc_upper']:.3f})"
+                for row in rows.head(3).to_dicts()
+            )
+            for rows in (enough, enough.reverse())
         )
         sentences.append(
-            f"Of the {enough.height} labels with at least {MIN_POSITIVES} positives, {above} reach "
-            f"0.9. The best are {best}; the worst {worst}"
+            f"Of the {enough.height} labels with at least {MIN_POSITIVES} positive and negative "
+            f"patients, the best are {best}; the worst {worst}"
         )
     for control in assessment.controls:
         macro = control.comparison.macro
@@ -265,14 +304,37 @@ def _summary(assessment: Assessment) -> str:
                 f"{'above' if macro.difference >= 0 else 'below'} {control.name} (95 % interval of "
                 f"the difference {macro.lower:+.3f} to {macro.upper:+.3f})"
             )
+    sentences.append(
+        f"Over all {summary.auroc.num_labels} labels where it is defined, however few their "
+        f"positives, the mean AUROC is {summary.auroc.value:.3f}; it has no interval"
+    )
     return ". ".join(sentences) + "."
 
 
-def _cautions(predictions: Predictions, table: pl.DataFrame) -> Iterable[str]:
-    if "train" in predictions.split.tolist():
+def _cautions(assessment: Assessment, seen_in_training: bool | None) -> Iterable[str]:
+    predictions, table = assessment.predictions, assessment.table
+    if seen_in_training:
         yield (
-            "Records of the training split are among these: the numbers say how well the model "
-            "remembers, not how well it generalises."
+            "The model was trained on these records: the numbers measure memory, not "
+            "generalisation."
+        )
+    elif seen_in_training is None and "train" in predictions.split.tolist():
+        yield (
+            "Some records are of a split that is named train. If the model was trained on this "
+            "split, the numbers measure memory, not generalisation."
+        )
+    apart = table.filter(~pl.Series(assessment.alone, dtype=pl.Boolean))
+    compared = assessment.ranking.auroc.macro(~assessment.alone)
+    if apart.height:
+        yield (
+            f"{_labels(apart.height)} state{'s' if apart.height == 1 else ''} a comparison with a "
+            "previous ECG, which one trace does not show, and are not in the means above"
+            + (
+                f" (mean AUROC {compared.value:.3f}, {compared.lower:.3f} to {compared.upper:.3f}, "
+                f"over the {compared.num_labels} of them with enough patients)."
+                if compared.num_labels
+                else "."
+            )
         )
     undefined = table.filter(pl.col("undefined_reason").is_not_null())
     if undefined.height:
@@ -282,13 +344,15 @@ def _cautions(predictions: Predictions, table: pl.DataFrame) -> Iterable[str]:
             f"{undefined.height} labels have no AUROC ({reasons}). They are left out of every "
             "mean, not counted as zero."
         )
-    few = table.filter(
-        pl.col("undefined_reason").is_null() & (pl.col("num_positives") < MIN_POSITIVES)
-    ).height
+    few = sum(
+        reason is None and why is not None and why.startswith("fewer than")
+        for reason, why in table.select("undefined_reason", "interval_reason").rows()
+    )
     if few:
         yield (
-            f"{few} labels have fewer than {MIN_POSITIVES} positives; their single values are "
-            "mostly chance."
+            f"{few} label{' has' if few == 1 else 's have'} fewer than {MIN_POSITIVES} positive or "
+            "negative patients: no interval, no place in the means, and values that are mostly "
+            "chance."
         )
     if (share := 1 - float(predictions.observed.mean() if len(predictions) else 1)) > 0:
         yield f"{share:.1%} of the answers were not observed and do not count either way."
@@ -327,11 +391,11 @@ def _add_training(page: HtmlPage, metrics_csv: Path | str | None) -> None:
 
 
 def _main_labels(table: pl.DataFrame, limit: int) -> list[int]:
-    """Return the columns of the labels with most positives, as far as they are worth a curve."""
+    """Return the columns of the labels with most positive patients, 10 or more."""
     worthy = (
         table.with_row_index("column")
-        .filter(pl.col("auroc").is_not_nan() & (pl.col("num_positives") >= MIN_POSITIVES))
-        .sort("num_positives", descending=True)
+        .filter(pl.col("auroc").is_not_nan() & (pl.col("num_positive_patients") >= MIN_POSITIVES))
+        .sort("num_positive_patients", descending=True)
     )
     return worthy["column"].head(limit).to_list()
 
@@ -356,7 +420,7 @@ def _add_discrimination(page: HtmlPage, assessment: Assessment) -> None:
     if roc:
         page.figure(
             roc_figure(roc),
-            f"ROC curves of the {len(roc)} labels with most positives.",
+            f"ROC curves of the {len(roc)} labels with most positive patients.",
             _spoken("ROC curves", roc),
         )
         page.figure(
@@ -367,7 +431,8 @@ def _add_discrimination(page: HtmlPage, assessment: Assessment) -> None:
         )
     else:
         page.paragraph(
-            f"No label has {MIN_POSITIVES} positives and a negative: no curve is drawn.", hint=True
+            f"No label has {MIN_POSITIVES} positive patients and a negative: no curve is drawn.",
+            hint=True,
         )
     shown = _without_small(table)
     page.figure(
@@ -406,8 +471,8 @@ def _add_forest(page: HtmlPage, assessment: Assessment) -> None:
             ],
             reference=0.5,
         ),
-        f"AUROC with 95 % intervals of the {len(shown)} labels with most positives (at least "
-        f"{MIN_POSITIVES}). No bar: too few patients for an interval.",
+        f"AUROC with 95 % intervals of the {len(shown)} labels with most positive patients (at "
+        f"least {MIN_POSITIVES}). Hollow and without a bar: no interval.",
         "AUROC per label with intervals",
     )
 
@@ -467,56 +532,69 @@ def _add_controls(page: HtmlPage, assessment: Assessment) -> None:
 
 
 def _add_decisions(page: HtmlPage, assessment: Assessment) -> None:
-    assert assessment.decisions is not None
+    decisions = assessment.decisions
+    assert decisions is not None
     page.section("Decisions")
-    fitted = f"{assessment.decisions.num_records:,} validation records"
+    own = set(assessment.predictions.split.tolist()) == {"val"}
     page.paragraph(
-        f"Thresholds (rule: {assessment.threshold}) were fitted on {fitted} and applied unchanged."
+        f"{decisions.summary(assessment.threshold)} A label gets either only from "
+        f"{MIN_POSITIVES} positive and {MIN_POSITIVES} negative patients on."
         + (
-            " These are validation records too: the run's own make the numbers below, and the "
-            "calibration, optimistic."
-            if set(assessment.predictions.split.tolist()) == {"val"}
+            " The records evaluated here are validation records: where they are those of the fit, "
+            "the numbers below and the calibration are optimistic."
+            if own
             else ""
         )
     )
     rows: list[list[Cell]] = []
-    for row in assessment.table.sort(
-        "num_positives", descending=True, maintain_order=True
-    ).to_dicts():
+    missing: dict[str, list[str]] = {}
+    ordered = assessment.table.sort(
+        "num_positive_patients", descending=True, maintain_order=True
+    ).to_dicts()
+    for row in ordered:
         if row["undefined_reason"]:
             continue
         if np.isnan(row["threshold_logit"]):
-            reason = "no threshold: too few on validation"
-            rows.append([row["label"], _positives(row), *[Undefined(reason)] * 6])
+            missing.setdefault(str(row["threshold_reason"]), []).append(row["label"])
             continue
         if has_small_cell(row):
-            rows.append([row["label"], _positives(row), *[Withheld("withheld")] * 6])
+            rows.append([row["label"], _patients(row), *[Withheld("withheld")] * 8])
             continue
         rows.append(
             [
                 row["label"],
-                row["num_positives"],
-                row["threshold_logit"],
+                _patients(row),
+                row["threshold_probability"],
+                row["threshold_positive_patients"],
                 *[
                     WithInterval(row[name], row[f"{name}_lower"], row[f"{name}_upper"])
-                    for name in DECISION_METRICS
+                    for name in (*DECISION_METRICS, "net_benefit")
                 ],
             ]
         )
-    page.table(
-        [
-            Column("Label"),
-            Column("Positives", ",d"),
-            Column("Threshold (logit)", ".2f"),
-            Column("Sensitivity", ".3f"),
-            Column("Specificity", ".3f"),
-            Column("PPV", ".3f"),
-            Column("NPV", ".3f"),
-            Column("F1", ".3f"),
-        ],
-        rows,
-        "With 95 % intervals by patient.",
-        filterable=True,
+    if rows:
+        page.table(
+            [
+                Column("Label"),
+                Column("Positive patients", ",d"),
+                Column("Threshold", ".3g", "probability; the logit is in the CSV"),
+                Column("Fitted on", ",d", "positive validation patients"),
+                Column("Sensitivity", ".3f"),
+                Column("Specificity", ".3f"),
+                Column("PPV", ".3f"),
+                Column("NPV", ".3f"),
+                Column("F1", ".3f"),
+                Column("Net benefit", "+.4f", "per record, against calling nobody positive"),
+            ],
+            rows,
+            "With 95 % intervals by patient; a dash where fewer than 10 patients are in the "
+            "denominator.",
+            filterable=True,
+        )
+    page.bullets(
+        f"No threshold, {reason}: {len(names)} label{'' if len(names) == 1 else 's'} "
+        f"({', '.join(names)})."
+        for reason, names in missing.items()
     )
 
 
@@ -535,20 +613,23 @@ def _add_confusions(page: HtmlPage, assessment: Assessment) -> None:
 
 
 def _add_subgroups(page: HtmlPage, assessment: Assessment) -> None:
-    page.section("By site, sex, age and sampling rate")
+    page.section("Subgroups")
     rows: list[list[Cell]] = []
+    hidden: dict[str, list[Cell]] = {}
+    for attribute in dict.fromkeys(group.attribute for group in assessment.subgroups):
+        groups = [group for group in assessment.subgroups if group.attribute == attribute]
+        hidden[attribute] = withheld([group.num_records for group in groups])
     for group in assessment.subgroups:
-        own, whole = group.auroc.macro(), group.auroc_whole
-        reason = "no label with enough patients"
+        records = hidden[group.attribute].pop(0)
         rows.append(
             [
                 f"{group.attribute}: {group.value}",
-                _count(group.num_records),
-                _count(group.num_patients),
-                own.num_labels,
-                WithInterval(own.value, own.lower, own.upper, reason),
-                Undefined(reason) if np.isnan(whole.value) else whole.value,
-                None if np.isnan(own.value) else own.value - whole.value,
+                records,
+                records if isinstance(records, Withheld) else _count(group.num_patients),
+                group.auroc_group.num_labels,
+                _macro_cell(group.auroc_group),
+                _macro_cell(group.auroc_rest),
+                WithInterval(*group.auroc_difference),
             ]
         )
     page.table(
@@ -556,14 +637,55 @@ def _add_subgroups(page: HtmlPage, assessment: Assessment) -> None:
             Column("Group"),
             Column("Records", ",d"),
             Column("Patients", ",d"),
-            Column("Labels", "d", f"labels with at least {MIN_POSITIVES} positive patients"),
+            Column("Labels", "d", f"with {MIN_POSITIVES} positive patients in the group and rest"),
             Column("Macro AUROC", ".3f"),
-            Column("Everyone, same labels", ".3f"),
+            Column("The rest, same labels", ".3f"),
             Column("Difference", "+.3f"),
         ],
         rows,
-        "Each group over the labels it has enough patients for, beside everyone over the same.",
+        "Each group against all other records, over the labels that have enough patients in both. "
+        "Several groups are looked at: of twenty intervals one misses by chance.",
     )
+    if not assessment.group_labels:
+        return
+    page.details("Label by label in each group")
+    page.table(
+        [
+            Column("Label"),
+            Column("Group"),
+            Column("Positive patients", ",d"),
+            Column("AUROC", ".3f"),
+            Column("Sensitivity", ".3f"),
+            Column("Specificity", ".3f"),
+            Column("Observed : expected", ".2f", "positives over the sum of probabilities"),
+        ],
+        [
+            [
+                item.label,
+                item.group,
+                item.num_positive_patients,
+                WithInterval(*item.auroc),
+                WithInterval(*item.sensitivity),
+                WithInterval(*item.specificity),
+                WithInterval(*item.observed_expected),
+            ]
+            for item in assessment.group_labels
+        ],
+        f"Labels with at least {MIN_POSITIVES} positive and negative patients in the group.",
+        filterable=True,
+    )
+    page.end_details()
+
+
+def _macro_cell(macro: MacroEstimate) -> Cell:
+    return WithInterval(macro.value, macro.lower, macro.upper)
+
+
+def _patients(row: Mapping[str, Any]) -> Cell:
+    patients: int = row["num_positive_patients"]
+    if is_small(patients):
+        return Withheld(f"<{MIN_CELL}")
+    return Withheld("withheld") if has_small_cell(row) else patients
 
 
 def _add_excluded(page: HtmlPage, excluded: Mapping[str, str]) -> None:
@@ -615,12 +737,15 @@ def _probabilities(assessment: Assessment) -> NDArray[np.float64]:
 
 
 def _calibration_points(
-    predictions: Predictions, probabilities: NDArray[np.float64], column: int
+    assessment: Assessment, probabilities: NDArray[np.float64], column: int
 ) -> CalibrationPoints:
+    predictions = assessment.predictions
     curve = calibration_curve(
         probabilities[:, column].clip(0, 1),
         predictions.targets[:, column],
         predictions.observed[:, column],
+        patients=assessment.clusters.codes,
+        split_top=True,
     )
     return CalibrationPoints(
         predictions.labels[column], curve.predicted, curve.frequency, curve.lower, curve.upper
@@ -628,24 +753,46 @@ def _calibration_points(
 
 
 def _add_calibration(page: HtmlPage, assessment: Assessment) -> None:
-    predictions = assessment.predictions
     shown = _main_labels(assessment.table, _NUM_CALIBRATIONS)
     if not shown:
         return
     page.section("Calibration")
-    probabilities = _probabilities(assessment)
-    how = (
-        "Nothing was recalibrated."
-        if assessment.decisions is None
-        else "Probabilities are calibrated with what was fitted on the "
-        f"{assessment.decisions.num_records:,} validation records."
+    probabilities, decisions = _probabilities(assessment), assessment.decisions
+    page.paragraph(
+        "Nothing was recalibrated: probabilities are the sigmoid of the logits."
+        if decisions is None
+        else f"Calibrated: {decisions.calibration.summary} labels, on {decisions.fitted_on}. The "
+        "others have the sigmoid of the logits."
     )
     page.figure(
-        calibration_figure([_calibration_points(predictions, probabilities, c) for c in shown]),
+        calibration_figure([_calibration_points(assessment, probabilities, c) for c in shown]),
         "Observed frequency against mean predicted probability in tenths of equally many records, "
-        "with 95 % intervals (Wilson). On the dotted line, predictions mean what they say; below "
-        f"it, the model is too sure. {how}",
-        "Calibration of the labels with most positives",
+        "the highest tenth split further, with 95 % intervals by patient. On the dotted line "
+        "probabilities are right; below it the model is overconfident.",
+        "Calibration of the labels with most positive patients",
+    )
+    rows: list[list[Cell]] = []
+    for column in _main_labels(assessment.table, len(assessment.table)):
+        row = assessment.table.row(column, named=True)
+        rows.append(
+            [row["label"], _patients(row)]
+            + ([] if decisions is None else [_METHODS[row["calibration"]]])
+            + [
+                WithInterval(row[name], row[f"{name}_lower"], row[f"{name}_upper"])
+                for name in AGREEMENT
+            ]
+        )
+    page.table(
+        [Column("Label"), Column("Positive patients", ",d")]
+        + ([] if decisions is None else [Column("Calibration")])
+        + [
+            Column("Slope", ".2f", "1 is right; below it the model is overconfident"),
+            Column("Intercept", "+.2f", "0 is right; above it risks are underestimated"),
+            Column("Observed : expected", ".2f", "1 is right"),
+        ],
+        rows,
+        f"Labels with at least {MIN_POSITIVES} positive patients, with 95 % intervals by patient.",
+        filterable=True,
     )
 
 
@@ -655,8 +802,9 @@ def _add_single_labels(page: HtmlPage, assessment: Assessment) -> None:
         return
     page.section("Label by label")
     page.paragraph(
-        f"ROC, precision-recall and calibration of the {len(shown)} labels with most positives (at "
-        f"least {MIN_POSITIVES}). The dot is the threshold. Those that are open are printed.",
+        "ROC, precision-recall, calibration (whole and near the threshold) and decision curve of "
+        f"the {len(shown)} labels with most positive patients (at least {MIN_POSITIVES}). The dot "
+        "and the vertical line are the threshold. Those that are open are printed.",
         hint=True,
     )
     probabilities = _probabilities(assessment)
@@ -667,21 +815,37 @@ def _add_single_labels(page: HtmlPage, assessment: Assessment) -> None:
         if "sensitivity" in row and not np.isnan(row["sensitivity"] + row["specificity"]):
             dot = (1 - row["specificity"], row["sensitivity"])
         page.details(
-            f"{row['label']}: AUROC {row['auroc']:.3f}, {row['num_positives']:,} positives"
-            + (f". {row['note']}" if row["note"] else "")
+            f"{row['label']}: AUROC {row['auroc']:.3f}, {row['num_positive_patients']:,} positive "
+            "patients" + (f". {row['note']}" if row["note"] else "")
         )
         page.figure(
             label_figure(
                 roc,
                 precision_recall,
                 row["prevalence"],
-                _calibration_points(assessment.predictions, probabilities, column),
+                _calibration_points(assessment, probabilities, column),
+                _decision_curve(assessment, probabilities, column),
                 dot,
             ),
             "",
             f"{row['label']}: {roc.note}",
         )
         page.end_details()
+
+
+def _decision_curve(
+    assessment: Assessment, probabilities: NDArray[np.float64], column: int
+) -> DecisionCurve:
+    """Return net benefit over threshold probabilities up to three times those in use."""
+    predictions, row = assessment.predictions, assessment.table.row(column, named=True)
+    seen = predictions.observed[:, column] == 1
+    cut = row.get("threshold_probability", np.nan)
+    used = max(row["prevalence"], 0.0 if np.isnan(cut) else cut)
+    thresholds = np.linspace(0, min(3 * used, 0.99), 100)
+    model, everyone = net_benefit(
+        probabilities[seen, column], predictions.targets[seen, column] == 1, thresholds
+    )
+    return DecisionCurve(thresholds, model, everyone, float(cut))
 
 
 def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -694,7 +858,8 @@ def _add_label_table(page: HtmlPage, assessment: Assessment, csv_name: str) -> N
     calibrated = "brier" in assessment.table.columns
     columns = [
         Column("Label"),
-        Column("Positives", ",d"),
+        Column("Positive patients", ",d"),
+        Column("Positives", ",d", "records"),
         Column("Observed", ",d", "records in which the label's answer is known"),
         Column("Prevalence %", ".2f"),
         Column("AUROC", ".3f"),
@@ -710,11 +875,12 @@ def _add_label_table(page: HtmlPage, assessment: Assessment, csv_name: str) -> N
     precision_reasons = dict(
         zip(assessment.table["label"], assessment.ranking.average_precision.reasons, strict=True)
     )
-    ordered = assessment.table.sort("num_positives", descending=True, maintain_order=True)
+    ordered = assessment.table.sort("num_positive_patients", descending=True, maintain_order=True)
     for row in ordered.to_dicts():
         reason = row["undefined_reason"]
         cells: list[Cell] = [
             WithNote(row["label"], row["note"]) if row["note"] else row["label"],
+            _patients(row),
             _positives(row),
             row["num_observed"],
             Withheld("withheld")
@@ -739,7 +905,7 @@ def _add_label_table(page: HtmlPage, assessment: Assessment, csv_name: str) -> N
     page.table(
         columns,
         rows,
-        f"Most frequent first; click a head to sort. The same with every digit: {csv_name}",
+        f"Most positive patients first; click a header to sort. The same as CSV: {csv_name}",
         filterable=True,
     )
 
@@ -750,20 +916,28 @@ def _add_method(page: HtmlPage, assessment: Assessment) -> None:
         "AUROC: the share of (positive, negative) pairs in which the positive has the higher "
         "score, ties counting half. Exact, over observed answers only.",
         "AUPRC: average precision, the mean over positives of the precision at their score.",
-        "Intervals (95 %): Obuchowski's clustered variance on the logit scale for AUROC, the "
-        "influence function per patient for AUPRC; Student's quantiles; none below ten positive "
-        "patients. The interval of a mean over labels uses the covariance between labels.",
-        "A label without positives or without negatives has neither. It is shown as undefined "
-        "and left out of the means, whose number of labels is always given.",
+        "Intervals (95 %): Obuchowski's clustered variance for AUROC, with a limit near 1 that "
+        "allows for one more misranked patient; the influence function per patient for AUPRC; "
+        "Student's quantiles; none below ten positive or ten negative patients. The interval of a "
+        "mean uses the covariance between labels.",
+        "The numbers of labels above 0.95 and 0.90 rest on one-sided lower limits that hold for "
+        "all labels together (Holm).",
+        "A label without positives or without negatives has neither AUROC nor AUPRC. It is in no "
+        "mean; each mean states its number of labels.",
+        "Calibration slope and intercept: logistic regression of the answer on the logit of the "
+        "probability, with a sandwich variance by patient. Net benefit: true positives less false "
+        "positives at the exchange rate of the threshold probability, per record.",
     ]
     if assessment.decisions is not None:
         lines.append(
-            "Thresholds and calibration come from the validation part of the training data alone."
+            "Thresholds and calibration were fitted on the validation split of the data that the "
+            "model was trained or fine-tuned on, and applied unchanged."
         )
     if assessment.controls:
         lines.append(
-            "Untrained: the same network with random weights and a linear head fitted on the run's "
-            "training part. Differences are tested paired and clustered, Holm over labels."
+            "A control `untrained + probe` is the same network with random weights and a linear "
+            "head fitted on the run's training split. Differences are tested paired and clustered, "
+            "Holm over labels."
         )
     page.bullets(lines)
 

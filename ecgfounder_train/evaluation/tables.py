@@ -17,6 +17,8 @@ from ecgfounder_train.metrics.predictions import Predictions
 MIN_POSITIVES = 10
 """Below this many positives an AUROC is mostly chance: its standard error exceeds 0.05."""
 
+NEEDS_PREVIOUS_ECG = "needs a previous ECG: cannot be seen in one trace"
+
 
 def label_table(
     predictions: Predictions,
@@ -82,7 +84,7 @@ def label_notes(vocabulary: Vocabulary) -> dict[str, str]:
     for entry in vocabulary.entries:
         parts = [entry.notes.get("description") or ""]
         if entry.notes.get("needs_previous_ecg") == "yes":
-            parts.append("needs a previous ECG: cannot be seen in one trace")
+            parts.append(NEEDS_PREVIOUS_ECG)
         if entry.notes.get("fragment") == "yes":
             parts.append("fragment of a statement")
         if entry.parents:
@@ -153,6 +155,14 @@ def without_small_cells(table: pl.DataFrame) -> pl.DataFrame:
     areas = [name for name in table.columns if name.startswith(("auroc", "auprc"))]
     kept = {"label", "num_observed", *areas}
     hidden = [name for name, kind in table.schema.items() if kind.is_numeric() and name not in kept]
+    if "num_positive_patients" in table.columns:
+        few = pl.col("num_positive_patients").is_between(1, MIN_CELL - 1)
+        table = table.with_columns(
+            pl.when(few)
+            .then(None)
+            .otherwise("num_positive_patients")
+            .alias("num_positive_patients")
+        )
     return table.with_columns(
         *(pl.when(small).then(None).otherwise(name).alias(name) for name in hidden),
         *(pl.when(small).then(pl.col(name).round(3)).otherwise(name).alias(name) for name in areas),

@@ -1,4 +1,4 @@
-"""Figures and the page they stand on: used by every report, knowing nothing of models."""
+"""Figures and self-contained HTML pages, used by every report."""
 
 from ecgfounder_train.figures.ablation import (
     SizePoint,
@@ -7,6 +7,7 @@ from ecgfounder_train.figures.ablation import (
     size_figure,
 )
 from ecgfounder_train.figures.comparison import (
+    DecisionCurve,
     ForestSeries,
     confusion_figure,
     forest_figure,
@@ -44,6 +45,7 @@ __all__ = [
     "Cell",
     "Column",
     "Curve",
+    "DecisionCurve",
     "EfficiencyCurve",
     "ForestSeries",
     "HtmlPage",

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
@@ -65,15 +66,18 @@ def forest_figure(
             axes.hlines(
                 place[known], column.lower[known], column.upper[known], color=colour, linewidth=1.3
             )
-            axes.plot(
-                column.value,
-                place,
-                linestyle="",
-                marker=MARKERS[index % len(MARKERS)],
-                markersize=4.2,
-                color=colour,
-                label=column.name,
-            )
+            for chosen, face in ((known, colour), (~known, "white")):
+                # A value without an interval is drawn hollow: a bare dot looks certain.
+                axes.plot(
+                    column.value[chosen],
+                    place[chosen],
+                    linestyle="",
+                    marker=MARKERS[index % len(MARKERS)],
+                    markersize=4.2,
+                    color=colour,
+                    markerfacecolor=face,
+                    label=column.name if face == colour else None,
+                )
         axes.set_yticks(rows, [short_name(name) for name in names], fontsize=7.5)
         axes.set(ylim=(len(names) - 0.4, -0.6), xlabel=x_label)
         if len(series) > 1:
@@ -125,25 +129,45 @@ def confusion_figure(
         return figure
 
 
+@dataclass(frozen=True)
+class DecisionCurve:
+    """Net benefit of acting on a model and on everybody, over threshold probabilities.
+
+    Shape:
+        thresholds, model, everyone: (num_points,).
+
+    Attributes:
+        used: The threshold probability in use; NaN where there is none.
+    """
+
+    thresholds: NDArray[np.floating]
+    model: NDArray[np.floating]
+    everyone: NDArray[np.floating]
+    used: float = np.nan
+
+
 def label_figure(
     roc: Curve,
     precision_recall: Curve,
     prevalence: float,
     calibration: CalibrationPoints,
+    decision: DecisionCurve,
     threshold: tuple[float, float] | None = None,
 ) -> Figure:
-    """Return one label's ROC, precision-recall and calibration side by side.
+    """Return one label's ROC, precision-recall, calibration and decision curve in five panels.
 
     Args:
         roc: Sensitivity over one minus specificity.
         precision_recall: Precision over recall.
-        prevalence: What a guessing model's precision is.
+        prevalence: The precision of a guessing model.
         calibration: Observed frequency over predicted probability.
-        threshold: Where the chosen threshold lies on the ROC (1 - specificity, sensitivity).
+        decision: Net benefit over threshold probability.
+        threshold: The chosen threshold on the ROC (1 - specificity, sensitivity).
     """
     with house_style():
-        figure = new_figure(7.2, 2.5)
-        left, middle, right = figure.subplots(1, 3)
+        figure = new_figure(7.2, 4.9)
+        grid = figure.subplots(2, 3)
+        left, middle, right = grid[0]
         left.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=":")
         left.plot(*thinned(roc.x, roc.y, 120), color=PALETTE[0], linewidth=1.4)
         if threshold is not None:
@@ -159,13 +183,45 @@ def label_figure(
         middle.set(xlabel="recall", ylabel="precision", title=precision_recall.note)
         for axes in (left, middle):
             axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), box_aspect=1)
-        high = max(float(calibration.predicted.max()), float(calibration.upper.max()), 1e-3) * 1.05
-        draw_calibration(right, calibration, high)
-        right.set(title="calibration")
-        right.set(xlabel="predicted", ylabel="observed")
-        for axes in (left, middle, right):
+        draw_calibration(right, calibration, 1.0)
+        right.set(xlabel="predicted", ylabel="observed", title="calibration")
+        used = prevalence if np.isnan(decision.used) else max(decision.used, prevalence)
+        zoomed, curve, empty = grid[1]
+        draw_calibration(zoomed, calibration, float(np.clip(3 * used, 1e-3, 1.0)))
+        zoomed.set(xlabel="predicted", ylabel="observed", title="calibration, near the threshold")
+        _draw_decision(curve, decision)
+        empty.axis("off")
+        empty.legend(*curve.get_legend_handles_labels(), loc="upper left", fontsize=7)
+        if not np.isnan(decision.used):
+            zoomed.axvline(decision.used, color=PALETTE[1], linewidth=0.9, linestyle="--")
+        for axes in (left, middle, right, zoomed, curve):
             axes.tick_params(labelsize=7)
             axes.title.set_fontsize(8.0)
             axes.locator_params(nbins=5)
             light_grid(axes)
         return figure
+
+
+def _draw_decision(axes: Axes, decision: DecisionCurve) -> None:
+    axes.axhline(0, color=MUTED, linewidth=0.9, label="call nobody positive")
+    axes.plot(
+        decision.thresholds,
+        decision.everyone,
+        color=PALETTE[4],
+        linestyle="--",
+        linewidth=1.1,
+        label="call everybody positive",
+    )
+    axes.plot(decision.thresholds, decision.model, color=PALETTE[0], linewidth=1.4, label="model")
+    if not np.isnan(decision.used):
+        axes.axvline(
+            decision.used, color=PALETTE[1], linewidth=0.9, linestyle="--", label="threshold"
+        )
+    high = max(float(decision.model.max()), float(decision.everyone.max()), 1e-4)
+    axes.set(
+        ylim=(-0.25 * high, 1.08 * high),
+        xlabel="threshold probability",
+        ylabel="net benefit",
+        title="decision curve",
+        box_aspect=1,
+    )

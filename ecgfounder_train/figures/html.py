@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
@@ -18,113 +19,7 @@ _PNG_DPI = 160
 _LONG_TEXT = 40
 """Characters beyond which a cell is not squeezed into a column of one word."""
 
-_STYLE = """
-:root { color-scheme: light; --ink: #222; --muted: #666; --line: #ddd; --accent: #0072b2; }
-* { box-sizing: border-box; }
-body { font: 16px/1.55 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; color: var(--ink);
-  background: #fff; margin: 0 auto; padding: 1.5rem 1.5rem 4rem; max-width: PAGE_WIDTH; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .2rem; }
-h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; padding-bottom: .25rem;
-  border-bottom: 1px solid var(--line); }
-p, ul { max-width: 46rem; margin: .6rem 0; }
-a { color: var(--accent); }
-.subtitle, figcaption, .hint { color: var(--muted); }
-.banner { background: #fff3cd; border: 1px solid #d9b44a; border-radius: 4px; padding: .6rem .9rem;
-  font-weight: 600; margin-bottom: 1.2rem; }
-nav { font-size: .9rem; margin: .8rem 0 0; }
-nav a { margin-right: 1rem; white-space: nowrap; }
-.cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1rem 0; }
-.card { flex: 1 1 9rem; border: 1px solid var(--line); border-radius: 6px; padding: .6rem .9rem;
-  min-width: 9.5rem; max-width: 15rem; }
-.card b { display: block; font-size: 1.55rem; line-height: 1.2;
-  font-variant-numeric: tabular-nums; }
-.card span { font-size: .85rem; color: var(--muted); }
-figure { margin: 1.2rem 0; overflow-x: auto; }
-figure svg, figure img { display: block; max-width: 100%; height: auto; }
-figure.true-scale svg, figure.true-scale img { max-width: none; }
-figcaption { font-size: .88rem; max-width: 46rem; margin-top: .35rem; }
-.scroll { overflow-x: auto; }
-details { border-bottom: 1px solid #eee; padding: .2rem 0; }
-summary { cursor: pointer; font-size: .92rem; }
-table { border-collapse: collapse; font-size: .88rem; margin: .6rem 0; }
-caption { text-align: left; color: var(--muted); padding-bottom: .4rem; position: sticky; left: 0;
-  max-width: calc(100vw - 3rem); }
-th, td { text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid #eee;
-  vertical-align: top; overflow-wrap: anywhere; }
-thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; background: #fff;
-  overflow-wrap: normal; }
-th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap;
-  padding-left: .7rem; }
-tbody tr:hover { background: #f5f9fc; }
-th.number { white-space: normal; }
-th[scope=row] { overflow-wrap: normal; }
-table.sortable td:first-child { min-width: 11rem; }
-td.long { min-width: 15rem; }
-tfoot td { border-top: 2px solid var(--line); font-weight: 600; }
-td small { color: var(--muted); }
-td.number small { display: inline-block; max-width: 8.5rem; white-space: normal;
-  overflow-wrap: normal; }
-th span { cursor: pointer; font-weight: 600; }
-th span:focus-visible { outline: 2px solid var(--accent); }
-th span::after { content: " \\2195"; color: #aaa; }
-th[aria-sort=ascending] span::after { content: " \\2191"; color: var(--accent); }
-th[aria-sort=descending] span::after { content: " \\2193"; color: var(--accent); }
-.filter { font: inherit; font-size: .9rem; padding: .25rem .5rem; width: 18rem; max-width: 100%;
-  border: 1px solid #bbb; border-radius: 4px; }
-footer { margin-top: 3rem; font-size: .85rem; color: var(--muted);
-  border-top: 1px solid var(--line); padding-top: .6rem; }
-@media screen and (max-width: 40rem) {
-  body { padding: 1rem 1rem 3rem; }
-  table { font-size: .8rem; }
-  caption { max-width: calc(100vw - 2rem); }
-  th.number, td.number { padding: .25rem .35rem .25rem 0; }
-  table.sortable td:first-child { min-width: 7rem; }
-}
-@media print {
-  @page { size: A4 PAGE_ORIENTATION; margin: 12mm; }
-  body { font-size: 10pt; line-height: 1.4; max-width: none; padding: 0; }
-  nav, .filter, .screen-only, details:not([open]) { display: none; }
-  h2, h2 + p, caption, thead { break-after: avoid; }
-  tbody tr:first-child, tfoot tr { break-before: avoid; }
-  tfoot { display: table-row-group; }
-  figure, .card, tr { break-inside: avoid; }
-  figure, .scroll { overflow: visible; }
-  figure.true-scale { margin: 0; }
-  figure.true-scale:not(:last-of-type) { break-after: page; }
-  thead { display: table-header-group; break-inside: avoid; }
-  th span::after { content: ""; }
-  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-}
-"""
-
-# Values that cannot be compared (undefined) carry no data-sort and stay last in both directions.
-_SCRIPT = """
-document.querySelectorAll("table.sortable").forEach(table => {
-  const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
-  heads.forEach((head, column) => {
-    const sorter = head.querySelector("span");
-    sorter.addEventListener("keydown", event => { if (event.key === "Enter") sorter.click(); });
-    sorter.addEventListener("click", () => {
-      const down = head.getAttribute("aria-sort") === "ascending" ||
-        (!head.hasAttribute("aria-sort") && head.classList.contains("number"));
-      heads.forEach(other => other.removeAttribute("aria-sort"));
-      head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const key = row => row.cells[column].dataset.sort, number = head.classList.contains("number");
-      const rows = [...body.rows].sort((a, b) => {
-        const x = key(a), y = key(b);
-        if (x === undefined || y === undefined) return (x === undefined) - (y === undefined);
-        return (down ? -1 : 1) * (number ? x - y : x.localeCompare(y));
-      });
-      body.append(...rows);
-    });
-  });
-});
-document.querySelectorAll("input.filter").forEach(input => input.addEventListener("input", () => {
-  const wanted = input.value.toLowerCase();
-  for (const row of document.getElementById(input.dataset.table).tBodies[0].rows)
-    row.hidden = !row.textContent.toLowerCase().includes(wanted);
-}));
-"""
+_DASH = "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
@@ -138,14 +33,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Undefined:
-    """A value there is none of, and why; shown as "undefined", never as a number."""
+    """A value that does not exist, and why; shown as a dash with a footnote, never as a number."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Withheld:
-    """A value there is, but which is not told; what stands in its place. It sorts as missing."""
+    """A value that is suppressed, and the text shown instead. It sorts as missing."""
 
     text: str
 
@@ -160,7 +55,7 @@ class WithNote:
 
 @dataclass(frozen=True)
 class WithInterval:
-    """A number with its interval; the number alone sorts. A NaN interval says why it is absent."""
+    """A number with its interval; the number alone sorts. A NaN interval's reason is a footnote."""
 
     value: float
     lower: float
@@ -253,10 +148,13 @@ class HtmlPage:
             for column in columns
         )
         lines = []
+        notes = _Footnotes()
         for row in [*rows, totals] if totals else rows:
             if len(row) != len(columns):
                 raise UserError(f"A row has {len(row)} cells for {len(columns)} columns.")
-            cells = "".join(map(_cell, row, columns))
+            cells = "".join(
+                _cell(value, column, notes) for value, column in zip(row, columns, strict=True)
+            )
             lines.append(f"<tr>{cells}</tr>")
         last = f"<tfoot>{lines.pop()}</tfoot>" if totals else ""
         if filterable:
@@ -268,6 +166,7 @@ class HtmlPage:
             f'<div class="scroll"><table class="sortable" id="{name}">'
             f"{f'<caption>{escape(caption)}</caption>' if caption else ''}"
             f"<thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody>{last}</table></div>"
+            f"{notes.html()}"
         )
 
     def figure(
@@ -320,7 +219,9 @@ class HtmlPage:
             for number, title in enumerate(self._sections, start=1)
         )
         orientation, width = ("landscape", "72rem") if self.landscape else ("portrait", "64rem")
-        style = _STYLE.replace("PAGE_ORIENTATION", orientation).replace("PAGE_WIDTH", width)
+        style = (
+            _asset("page.css").replace("PAGE_ORIENTATION", orientation).replace("PAGE_WIDTH", width)
+        )
         # The policy makes "works without network" a rule the browser enforces.
         policy = (
             "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
@@ -340,7 +241,7 @@ class HtmlPage:
                 f"<nav>{links}</nav>" if len(self._sections) > 1 else "",
                 *self._parts,
                 f"<footer>{escape(footer)}</footer>" if footer else "",
-                f"<script>{_SCRIPT}</script>\n</body>\n</html>\n",
+                f"<script>{_asset('page.js')}</script>\n</body>\n</html>\n",
             ]
         )
 
@@ -356,17 +257,44 @@ class HtmlPage:
         return path
 
 
+def _asset(name: str) -> str:
+    """Return the text of a file of this package."""
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
 def _quoted(text: str) -> str:
     return f'"{escape(text, quote=True)}"'
 
 
-def _cell(value: Cell, column: Column) -> str:
+class _Footnotes:
+    """The reasons of a table's dashes, each once: letters in the cells, a line below."""
+
+    def __init__(self) -> None:
+        self._marks: dict[str, str] = {}
+
+    def mark(self, reason: str) -> str:
+        """Return the superscript of a reason; nothing for no reason."""
+        if not reason:
+            return ""
+        number = len(self._marks)
+        letters = chr(97 + number % 26) * (1 + number // 26)
+        mark = self._marks.setdefault(reason, letters)
+        return f"<sup title={_quoted(reason)}>{mark}</sup>"
+
+    def html(self) -> str:
+        """Return the line below the table."""
+        if not self._marks:
+            return ""
+        items = "; ".join(f"<sup>{mark}</sup> {escape(text)}" for text, mark in self._marks.items())
+        return f"<p class=hint>{_DASH} no value or no interval: {items}</p>"
+
+
+def _cell(value: Cell, column: Column, notes: _Footnotes) -> str:
     kind = " class=number" if column.number_format is not None else ""
     if isinstance(value, float) and math.isnan(value):
         value = Undefined("")
     if isinstance(value, Undefined):
-        reason = f"<br><small>{escape(value.reason)}</small>" if value.reason else ""
-        return f"<td{kind}>undefined{reason}</td>"
+        return f"<td{kind}>{_DASH}{notes.mark(value.reason)}</td>"
     if value is None:
         return f"<td{kind}></td>"
     if isinstance(value, Withheld):
@@ -375,7 +303,7 @@ def _cell(value: Cell, column: Column) -> str:
         note = f"<br><small>{escape(value.note)}</small>"
         return f"<td{kind} data-sort={_quoted(value.text)}>{escape(value.text)}{note}</td>"
     if isinstance(value, WithInterval):
-        return _interval_cell(value, column, kind)
+        return _interval_cell(value, column, kind, notes)
     if isinstance(value, str) or column.number_format is None:
         if len(str(value)) > _LONG_TEXT:
             kind = " class=long"
@@ -384,16 +312,15 @@ def _cell(value: Cell, column: Column) -> str:
     return f'<td{kind} data-sort="{value!r}">{value:{column.number_format}}</td>'
 
 
-def _interval_cell(value: WithInterval, column: Column, kind: str) -> str:
+def _interval_cell(value: WithInterval, column: Column, kind: str, notes: _Footnotes) -> str:
     form = column.number_format or ".3f"
     if math.isnan(value.value):
-        return _cell(Undefined(value.reason), column)
+        return _cell(Undefined(value.reason), column, notes)
     if math.isnan(value.lower) or math.isnan(value.upper):
-        remark = f"no interval: {value.reason}" if value.reason else "no interval"
+        remark = _DASH + notes.mark(value.reason)
     else:
         # Unbroken: an interval over two lines reads as two numbers.
-        remark = f"{value.lower:{form}} to {value.upper:{form}}".replace(" ", "\N{NO-BREAK SPACE}")
-    return (
-        f'<td{kind} data-sort="{value.value!r}">{value.value:{form}}'
-        f"<br><small>{escape(remark)}</small></td>"
-    )
+        text = f"{value.lower:{form}} to {value.upper:{form}}".replace(" ", "\N{NO-BREAK SPACE}")
+        remark = escape(text)
+    number = f"{value.value:{form}}"
+    return f'<td{kind} data-sort="{value.value!r}">{number}<br><small>{remark}</small></td>'

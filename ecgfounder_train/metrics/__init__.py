@@ -1,5 +1,12 @@
 """Metrics per label with an observed mask: intervals by patient, NaN with its reason."""
 
+from ecgfounder_train.metrics.agreement import (
+    AGREEMENT,
+    agreement_intervals,
+    label_agreement,
+    net_benefit,
+    net_benefit_interval,
+)
 from ecgfounder_train.metrics.bootstrap import bootstrap
 from ecgfounder_train.metrics.calibration import Calibration, fit_calibration
 from ecgfounder_train.metrics.clusters import MIN_PATIENTS, Clusters, clusters_from_keys
@@ -50,6 +57,7 @@ from ecgfounder_train.metrics.subgroups import (
 from ecgfounder_train.metrics.thresholds import Thresholds, fit_thresholds
 
 __all__ = [
+    "AGREEMENT",
     "MIN_PATIENTS",
     "Calibration",
     "CalibrationCurve",
@@ -67,6 +75,7 @@ __all__ = [
     "Subgroup",
     "Thresholds",
     "age_bands",
+    "agreement_intervals",
     "auroc",
     "average_precision",
     "bootstrap",
@@ -81,7 +90,10 @@ __all__ = [
     "fit_calibration",
     "fit_thresholds",
     "holm",
+    "label_agreement",
     "macro",
+    "net_benefit",
+    "net_benefit_interval",
     "npv",
     "operating_points",
     "ppv",

@@ -7,8 +7,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.metrics.arrays import observed_columns
+from ecgfounder_train.metrics.estimates import wilson_interval
 
 Float = NDArray[np.float64]
+
+_FEWEST_AT_THE_TOP = 20
 
 
 @dataclass(frozen=True)
@@ -88,14 +91,21 @@ def calibration_curve(
     targets: ArrayLike,
     observed: ArrayLike | None = None,
     num_bins: int = 10,
+    patients: NDArray[np.int32] | None = None,
+    split_top: bool = False,
 ) -> CalibrationCurve:
     """Return the calibration of one label with Wilson 95 % intervals of the frequencies.
 
     Equal counts, not equal widths: most labels are rare, and equal widths would put nearly every
-    record into the first bin. Equal scores stay in one bin.
+    record into the first bin. Equal scores stay in one bin. With `patients`, Wilson's interval is
+    of the effective number of records.
+
+    Args:
+        split_top: Halve the last bin until its upper part holds 20 records: there a rare label is
+            decided.
 
     Shape:
-        probabilities, targets, observed: (B,).
+        probabilities, targets, observed, patients: (B,).
 
     Raises:
         UserError: Nothing is observed, a probability lies outside 0 to 1, or an array is invalid.
@@ -106,17 +116,28 @@ def calibration_curve(
     scores, positive = _one_label(probabilities, targets, observed)
     if not len(scores) or scores.min() < 0 or scores.max() > 1:
         raise UserError("Calibration needs observed records and probabilities from 0 to 1.")
-    edges = np.unique(np.quantile(scores, np.linspace(0, 1, num_bins + 1)))
+    shares = [*np.linspace(0, 1, num_bins + 1)]
+    while split_top and (1 - shares[-2]) * len(scores) / 2 >= _FEWEST_AT_THE_TOP:
+        shares.insert(-1, (shares[-2] + 1) / 2)
+    edges = np.unique(np.quantile(scores, shares))
     bins = np.searchsorted(edges[1:-1], scores, side="left")
     _, bins = np.unique(bins, return_inverse=True)
     count = np.bincount(bins)
     frequency = np.bincount(bins, weights=positive) / count
-    z = 1.959963984540054
-    centre = (frequency + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count)
-    half = half * np.sqrt(frequency * (1 - frequency) / count + z**2 / (4 * count**2))
     predicted = np.bincount(bins, weights=scores) / count
-    return CalibrationCurve(predicted, frequency, centre - half, centre + half, count)
+    error, size = np.zeros(len(count)), count.astype(np.float64)
+    if patients is not None:
+        codes = np.asarray(patients)
+        if observed is not None:
+            codes = codes[np.asarray(observed) != 0]
+        for place in range(len(count)):
+            chosen = bins == place
+            _, dense = np.unique(codes[chosen], return_inverse=True)
+            sums = np.bincount(dense, weights=positive[chosen] - frequency[place])
+            size[place] = len(sums) if frequency[place] in (0.0, 1.0) else count[place]
+            error[place] = np.sqrt((sums**2).sum()) / count[place]
+    lower, upper = wilson_interval(frequency, error, size, 0.95)
+    return CalibrationCurve(predicted, frequency, lower, upper, count)
 
 
 def _one_label(

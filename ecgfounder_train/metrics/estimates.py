@@ -16,6 +16,23 @@ FEW_NEGATIVE_PATIENTS = f"fewer than {MIN_PATIENTS} negative patients"
 NO_VARIANCE = "no variance between patients"
 
 
+@dataclass(frozen=True)
+class Intervals:
+    """One quantity of every label with its interval; NaN has its reason.
+
+    Shape:
+        value, lower, upper: (K,).
+        reasons: K entries; None where value and interval are given.
+    """
+
+    metric: str
+    value: Float
+    lower: Float
+    upper: Float
+    reasons: tuple[str | None, ...]
+    level: float = 0.95
+
+
 class MacroEstimate(NamedTuple):
     """A mean over labels with its interval, and over how many of them."""
 
@@ -308,6 +325,16 @@ class Collector:
             self._error[index] = np.sqrt(variance) if known else 0.0
             if known and length > 0:
                 self._directions[index] = influence / length
+
+    def influences(self) -> NDArray[np.float32]:
+        """Return each patient's influence on each label's value, scaled to the standard error.
+
+        Shape:
+            result: (num_labels, num_patients).
+        """
+        error = np.nan_to_num(self._error).astype(np.float32)
+        scaled: NDArray[np.float32] = self._directions * error[:, None]
+        return scaled
 
     def estimates(
         self, interval: Literal["logit", "auroc", "precision", "wilson", "none"] = "logit"

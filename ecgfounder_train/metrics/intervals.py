@@ -13,7 +13,7 @@ Source:
     DeLong, DeLong and Clarke-Pearson 1988, doi:10.2307/2531595 (structural components).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -132,24 +132,32 @@ def ranking_intervals(
     areas = Collector("auroc", *shape, level)
     precisions = Collector("average_precision", *shape, level)
     for index, row in enumerate(rows):
-        positives = (row.num_positives, row.positive_patients)
-        degrees = float(degrees_of_freedom(row.positive_patients, row.negative_patients))
-        for collector, value, spread in (
-            (areas, row.auroc, area_influence),
-            (precisions, row.average_precision, precision_influence),
-        ):
-            reason = row.undefined or row.few or row.without_variance(collector.metric)
-            known = (np.nan, row.precision) if row.undefined else spread(row)
-            collector.add(
-                index,
-                value,
-                reason,
-                positives,
-                known,
-                degrees=degrees,
-                negative_patients=row.negative_patients,
-            )
+        add_auroc(areas, index, row)
+        _add(precisions, index, row, row.average_precision, precision_influence)
     return RankingIntervals(areas.estimates("auroc"), precisions.estimates("precision"))
+
+
+def add_auroc(collector: Collector, index: int, row: LabelRanking) -> None:
+    """Take the AUROC of one label in."""
+    _add(collector, index, row, row.auroc, area_influence)
+
+
+def _add(
+    collector: Collector,
+    index: int,
+    row: LabelRanking,
+    value: float,
+    spread: Callable[[LabelRanking], tuple[float, Float]],
+) -> None:
+    collector.add(
+        index,
+        value,
+        row.undefined or row.few or row.without_variance(collector.metric),
+        (row.num_positives, row.positive_patients),
+        (np.nan, row.precision) if row.undefined else spread(row),
+        degrees=float(degrees_of_freedom(row.positive_patients, row.negative_patients)),
+        negative_patients=row.negative_patients,
+    )
 
 
 def rank_label(column: Column, clusters: Clusters) -> LabelRanking:

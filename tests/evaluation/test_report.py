@@ -1,6 +1,7 @@
 """Tables and reports: nothing undefined looks like a number, nothing leaves that must not."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ from ecgfounder_train.evaluation import (
     write_report,
     write_strips_page,
 )
+from ecgfounder_train.evaluation.tables import NEEDS_PREVIOUS_ECG
 from ecgfounder_train.evaluation.training_log import read_training_log
 from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.metrics.predictions import Predictions
+from ecgfounder_train.weights.decisions import Decisions
 
 LABELS = ("rare", "common", "absent", "always", "unseen", "few")
 
@@ -92,12 +95,12 @@ def test_report_is_self_contained_and_shows_undefined_with_its_reason(prediction
     assert html.count("<svg") >= 5
     rows = rows_of(html)
     shown = [row[1].replace(",", "").replace("<small>&lt;10</small>", "3") for row in rows]
-    positives = [int(count) for count in shown]
-    assert positives == sorted(positives, reverse=True)
+    patients = [int(count) for count in shown]
+    assert patients == sorted(patients, reverse=True)
     by_label = {re.sub("<.*", "", row[0]): row for row in rows}
-    assert by_label["absent"][4] == "undefined<br><small>no positives</small>"
-    assert by_label["always"][5] == "undefined<br><small>no negatives</small>"
-    assert by_label["unseen"][3] == ""
+    assert by_label["absent"][5].startswith('\N{EN DASH}<sup title="no positives">')
+    assert by_label["always"][6].startswith('\N{EN DASH}<sup title="no negatives">')
+    assert by_label["unseen"][4] == ""
     assert "a &lt;note&gt;" in html
     table = pl.read_csv(tmp_path / "report.csv")
     np.testing.assert_allclose(table["auroc"], label_table(predictions)["auroc"], atol=5e-4)
@@ -107,7 +110,7 @@ def test_report_says_in_words_what_limits_it(predictions, tmp_path):
     text = write_report(tmp_path / "report.html", predictions).read_text()
     assert "400 records of 200 patients, split val, 6 labels" in text
     assert "3 labels have no AUROC" in text
-    assert "1 labels have fewer than 10 positives" in text
+    assert "1 label has fewer than 10 positive or negative patients" in text
     assert "18.8% of the answers were not observed" in text
     assert "0123456789abcdef" in text
     assert "No training log was given" in text
@@ -119,7 +122,7 @@ def test_training_records_and_unknown_patients_are_pointed_out(tmp_path):
         ["a"], ["r1", "r2", "r3"], [[0.0], [1.0], [2.0]], [[0], [1], [1]], split="train"
     )
     text = write_report(tmp_path / "report.html", foreign).read_text()
-    assert "remembers" in text
+    assert "If the model was trained on this split" in text
     assert "Patients are unknown: intervals are clustered by record (3)" in text
 
 
@@ -127,7 +130,98 @@ def test_predictions_without_any_truth_still_give_a_report(tmp_path):
     bare = Predictions.create(["a", "b"], ["r1"], [[0.0, 1.0]])
     text = write_report(tmp_path / "report.html", bare).read_text()
     assert "nothing about the model" in text
-    assert ">undefined<" in text
+    assert "no label has both positives and negatives" in text
+
+
+def cohort(rng, num_patients, labels, prevalence, split="test", separation=1.5, **more):
+    targets = (rng.random((2 * num_patients, len(labels))) < prevalence).astype(np.uint8)
+    return Predictions.create(
+        labels,
+        [f"r{index}" for index in range(2 * num_patients)],
+        rng.normal(size=targets.shape) + separation * targets,
+        targets,
+        patient_key=[f"p{index // 2}" for index in range(2 * num_patients)],
+        split=split,
+        **more,
+    )
+
+
+def test_only_weights_that_saw_the_records_are_said_to_remember_them(tmp_path):
+    """`train` is also the name of a fold of PTB-XL, which the published weights never saw."""
+    folds = cohort(np.random.default_rng(0), 60, ["a"], 0.3, split="train")
+    path = tmp_path / "report.html"
+    assert "memory" not in write_report(path, folds, seen_in_training=False).read_text()
+    assert (
+        "was trained on these records"
+        in write_report(path, folds, seen_in_training=True).read_text()
+    )
+    unknown = write_report(path, folds).read_text()
+    assert "was trained on these records" not in unknown
+    assert "If the model was trained on this split" in unknown
+
+
+@pytest.mark.parametrize("num_patients", [1, 6, 400])
+def test_report_says_how_many_labels_are_calibrated_and_never_that_all_are(num_patients, tmp_path):
+    rng = np.random.default_rng(3)
+    labels = ["common", "rare"]
+    validation = cohort(rng, num_patients, labels, [0.4, 0.005], split="val")
+    decisions = Decisions.fit(validation, "", "")
+    tested = cohort(rng, 100, labels, [0.4, 0.05])
+    text = write_report(tmp_path / "report.html", tested, decisions=decisions).read_text()
+    if num_patients < 10:
+        assert "Calibrated: 0 of 2 labels" in text
+        assert "thresholds (youden): 0 of 2" in text
+        assert "No threshold, fewer than 10" in text or "No threshold, no positives" in text
+    else:
+        assert "Calibrated: 1 of 2 (1 isotonic) labels" in text
+    assert f"of {num_patients:,} patients" in text
+    assert "are calibrated with" not in text
+
+
+def test_the_reason_of_a_missing_threshold_is_the_one_that_was_kept(tmp_path):
+    rng = np.random.default_rng(4)
+    backwards = cohort(rng, 200, ["a"], 0.3, split="val", separation=-3.0)
+    decisions = Decisions.fit(backwards, "", "")
+    tested = cohort(rng, 100, ["a"], 0.3)
+    text = write_report(tmp_path / "report.html", tested, decisions=decisions).read_text()
+    reason = decisions.thresholds["youden"].reasons[0]
+    if reason is not None:
+        assert f"No threshold, {reason}: 1 label (a)" in text
+    constant = replace(backwards, logits=np.zeros_like(backwards.logits))
+    decisions = Decisions.fit(constant, "", "")
+    text = write_report(tmp_path / "report.html", tested, decisions=decisions).read_text()
+    assert "No threshold, the scores do not separate the classes: 1 label (a)" in text
+
+
+def test_the_mean_with_an_interval_leads_and_comparisons_are_apart(tmp_path):
+    rng = np.random.default_rng(5)
+    tested = cohort(rng, 300, ["common", "compared", "rare"], [0.3, 0.3, 0.008])
+    text = write_report(
+        tmp_path / "report.html", tested, notes={"compared": NEEDS_PREVIOUS_ECG}
+    ).read_text()
+    first = text[text.index('class="card"') :]
+    assert "over the 1 label with at least 10" in first[: first.index("</div>")]
+    assert "1 label states a comparison with a previous ECG" in text
+    assert "With 95 % confidence for all labels together" in text
+
+
+def test_participants_and_checklists_are_in_the_report_and_small_groups_are_not(tmp_path):
+    rng = np.random.default_rng(6)
+    tested = cohort(
+        rng, 100, ["a"], 0.3, sex=["F"] * 6 + ["M"] * 194, age_years=rng.uniform(20, 90, 200)
+    )
+    text = write_report(
+        tmp_path / "report.html", tested, flow={"records found": 1234, "rejected": 7}
+    ).read_text()
+    section = text[text.index(">Participants</h2>") : text.index(">Discrimination</h2>")]
+    assert "1,234" in section
+    assert ">7<" not in section
+    assert "sex: M" in section
+    assert ">194<" not in section, "six would follow from it"
+    assert ">200<" in section
+    for item in ("TRIPOD+AI", "CLAIM"):
+        assert item in text
+    assert "Label by label in each group" in text
 
 
 def test_nan_logits_make_no_report(predictions, tmp_path):

@@ -1,10 +1,12 @@
 """Forest, confusion and one label's figure: what they are given is what they show."""
 
 import numpy as np
+import pytest
 
 from ecgfounder_train.figures import (
     CalibrationPoints,
     Curve,
+    DecisionCurve,
     ForestSeries,
     HtmlPage,
     WithInterval,
@@ -32,14 +34,24 @@ def test_confusion_writes_every_share_and_leaves_unknown_ones_blank():
     assert "1,234" in figure.axes[0].get_yticklabels()[1].get_text()
 
 
-def test_figure_of_one_label_has_its_three_panels():
+def test_a_value_without_an_interval_is_hollow():
+    known, unknown = np.array([0.8, 0.7]), np.array([0.6, np.nan])
+    figure = forest_figure(["a", "b"], [ForestSeries("model", known, unknown, unknown + 0.2)])
+    filled, hollow = figure.axes[0].lines
+    assert (list(filled.get_xdata()), list(hollow.get_xdata())) == ([0.8], [0.7])
+    assert hollow.get_markerfacecolor() == "white" != filled.get_markerfacecolor()
+
+
+def test_figure_of_one_label_has_its_five_panels():
     line = np.linspace(0, 1, 500)
     points = CalibrationPoints("a", line[:5], line[:5], line[:5], line[:5] + 0.1)
     figure = label_figure(
         Curve("a", line, np.sqrt(line), "AUROC"), Curve("a", line, line, "AP"), 0.1, points,
-        (0.2, 0.8),
+        DecisionCurve(line * 0.3, line, 1 - line, 0.1), (0.2, 0.8),
     )  # fmt: skip
-    assert len(figure.axes) == 3
+    drawn = [axes for axes in figure.axes if axes.axison]
+    assert len(drawn) == 5
+    assert drawn[3].get_xlim()[1] == pytest.approx(0.3), "the used range is enlarged"
     assert len(figure_svg(figure)) < 60_000, "two dozen of them stand on one page"
 
 
@@ -53,5 +65,5 @@ def test_cell_with_interval_sorts_by_its_value_and_says_why_there_is_none():
         'data-sort="0.5">0.50<br><small>0.40\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}0.60</small>'
         in html
     )
-    assert "no interval: why" in html
-    assert "undefined<br><small>because</small>" in html
+    assert '0.50<br><small>\N{EN DASH}<sup title="why">a</sup></small>' in html
+    assert '>\N{EN DASH}<sup title="because">b</sup></td>' in html

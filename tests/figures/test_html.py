@@ -57,8 +57,9 @@ def test_cells_sort_by_full_value_and_undefined_ones_last():
     )
     text = page.html()
     assert '<td class=number data-sort="0.123456">0.12</td>' in text
-    assert "<td class=number>undefined</td>" in text
-    assert "<td class=number>undefined<br><small>no positives</small></td>" in text
+    assert "<td class=number>\N{EN DASH}</td>" in text
+    assert '<td class=number>\N{EN DASH}<sup title="no positives">a</sup></td>' in text
+    assert "<sup>a</sup> no positives</p>" in text
     assert "<td class=number></td>" in text
     assert '<table class="sortable"' in text
 
@@ -104,3 +105,11 @@ def test_same_page_twice_gives_the_same_bytes(tmp_path):
         return page.write(tmp_path / name).read_bytes()
 
     assert build("one.html") == build("two.html")
+
+
+def test_a_reason_that_repeats_is_one_footnote():
+    page = HtmlPage("t")
+    page.table([Column("a", ".1f")], [[Undefined("few")], [Undefined("none")], [Undefined("few")]])
+    text = page.html()
+    assert text.count("<sup>a</sup> few; <sup>b</sup> none") == 1
+    assert text.count('title="few">a</sup>') == 2

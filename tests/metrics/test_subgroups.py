@@ -113,3 +113,24 @@ def test_attribute_of_another_length_is_refused():
         subgroup_intervals(
             np.zeros((4, 1)), np.zeros((4, 1)), patients=np.arange(4), groups={"sex": ["F"] * 3}
         )
+
+
+def test_difference_to_the_rest_covers_and_does_not_count_shared_patients_twice(rng):
+    inside, widths = [], []
+    for _ in range(150):
+        patients = np.repeat(np.arange(160), 2)
+        targets = np.repeat(rng.random((160, 2)) < 0.3, 2, 0)
+        logits = np.repeat(rng.normal(size=(160, 2)), 2, 0) + 0.2 * rng.normal(size=(320, 2))
+        logits += 3 * targets
+        # Every patient has a record at both sites: nearly the same scores, so nearly no difference.
+        site = ["A", "B"] * 160
+        groups = subgroup_intervals(logits, targets, patients=patients, groups={"site": site})
+        difference, lower, upper = groups[0].auroc_difference
+        inside.append(lower <= 0 <= upper)
+        apart = subgroup_intervals(logits, targets, patients=np.arange(320), groups={"site": site})[
+            0
+        ].auroc_difference
+        widths.append((upper - lower) / (apart[2] - apart[1]))
+        assert difference == pytest.approx(groups[0].auroc_group.value - groups[0].auroc_rest.value)
+    assert np.mean(inside) >= 0.92
+    assert np.mean(widths) < 0.9, "the two sites' errors are nearly the same"
