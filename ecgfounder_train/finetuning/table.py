@@ -13,6 +13,7 @@ import polars as pl
 from ecgfounder_train.catalog.patients import patient_hashes
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.splits import SPLITS
+from ecgfounder_train.finetuning.icd9 import check_profiles, with_icd10
 from ecgfounder_train.finetuning.task import Task
 from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.labels.packing import unpack
@@ -199,10 +200,13 @@ def _from_codes(
         raise UserError(
             f"task.profiles.{empty[0]} has an empty prefix, which every code begins by."
         )
-    for row, cell_codes in enumerate(spoken.to_list()):
+    cells = spoken.to_list()
+    stated = (_plain_code(code) for cell in cells for code in cell or () if code)
+    check_profiles(dict(zip(labels, prefixes, strict=True)), stated)
+    for row, cell_codes in enumerate(cells):
         # An empty cell is nobody's answer; a patient without any of the codes has others.
         if cell_codes is not None:
-            plain = [_plain_code(code) for code in cell_codes if code]
+            plain = [c for code in cell_codes if code for c in with_icd10(_plain_code(code))]
             flags[row] = [any(code.startswith(parts) for code in plain) for parts in prefixes]
     return labels, flags
 

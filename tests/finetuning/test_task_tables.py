@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from tuning_tools import Place, Rows, rows_of, write_table
 
 from ecgfounder_train.app import CONFIGS, compose_config
@@ -166,6 +167,51 @@ def test_profiles_gather_codes_by_prefix_whatever_case_and_dots(rows: Rows, task
     assert np.isnan(table.values[0]).all()
     for row, values in zip(rows[1:], table.values[1:], strict=True):
         assert values.tolist() == [row["fast"], row["slow"]]
+
+
+@pytest.mark.parametrize(
+    ("codes", "label"),
+    [
+        ("427.31", "atrial_fibrillation"),
+        ("4273", "atrial_fibrillation"),
+        ("428.0", "heart_failure"),
+        ("402.91", "heart_failure"),
+        ("404.13", "heart_failure"),
+        ("250.00; 410.71", "acute_infarction"),
+        ("412", "chronic_ischaemic"),
+        ("414.01", "chronic_ischaemic"),
+        ("424.1", "valve_disease"),
+        ("425.4", "cardiomyopathy"),
+        ("425.8", "cardiomyopathy"),
+        ("585.6", "chronic_kidney_disease"),
+        ("402.90", None),
+        ("404.12", None),
+        ("250.00", None),
+    ],
+)
+def test_icd9_codes_count_for_the_shipped_cardiac_profiles(
+    rows: Rows, task_of: Any, codes: str, label: str | None
+) -> None:
+    path = Path(__file__).parents[2] / "configs" / "task" / "icd_cardiac.yaml"
+    profiles = OmegaConf.to_container(OmegaConf.load(path).profiles)
+    rows[0]["codes"] = codes
+    table = read_table(
+        task_of(rows, kind="icd", targets=[], codes_column="codes", profiles=profiles)
+    )
+    wanted = [name == label for name in profiles]
+    assert table.values[0].tolist() == wanted
+
+
+def test_icd9_codes_are_refused_where_a_profile_has_no_translation(
+    rows: Rows, task_of: Any
+) -> None:
+    rows[3]["codes"] = "250.00"
+    settings = {"kind": "icd", "targets": [], "codes_column": "codes"}
+    with pytest.raises(UserError, match=r"such as 25000.*E11 of task\.profiles\.diabetes"):
+        read_table(task_of(rows, **settings, profiles={"diabetes": ["E11"], "hf": ["I50"]}))
+    named = {"diabetes": ["E11", "250"], "hf": ["I50"]}
+    table = read_table(task_of(rows, **settings, profiles=named))
+    assert table.values[3].tolist() == [1, 0]
 
 
 def test_rare_labels_are_left_out_by_count_and_named_in_the_totals(
