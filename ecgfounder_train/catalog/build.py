@@ -1,4 +1,4 @@
-"""The catalog: every recording of a source, with its keys, labels, part, or why it is left out."""
+"""The catalog: every recording of a source with keys, labels and split, or its reject reason."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -65,7 +65,7 @@ LEFT_OUT_NAME = "files_left_out.csv"
 
 
 class Split(Protocol):
-    """What the catalog needs of a `splits.PatientSplit`, which is downstream of it."""
+    """The part of `splits.PatientSplit` that the catalog needs; that package is downstream."""
 
     @property
     def fingerprint(self) -> str: ...
@@ -75,7 +75,7 @@ class Split(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Catalog:
-    """The table, and what a manifest says about it."""
+    """The table of all recordings, its fingerprints and its counts."""
 
     frame: pl.DataFrame
     labels: tuple[str, ...]
@@ -83,9 +83,9 @@ class Catalog:
     summary: Mapping[str, Any]
     """Counts only; records: found = with_label + unlabelled + the sum of rejected."""
     warnings: tuple[str, ...] = ()
-    """What the user should know before going on."""
+    """Conditions that the user should check."""
     unknown_statements: pl.DataFrame | None = field(default=None, compare=False)
-    """Statements no label knows, with their counts (private: may be free text)."""
+    """Statements in no label, with their counts (private: may be free text)."""
     joined_patients: pl.DataFrame | None = field(default=None, compare=False)
     """Patients whose ids or records fell into several splits (private)."""
     facts: CatalogFacts | None = field(default=None, compare=False)
@@ -95,7 +95,7 @@ class Catalog:
 
     @property
     def description(self) -> str:
-        """Return how many records were found, and what is odd beside what was published."""
+        """Return the counts of records and irregularities, beside published ones."""
         lines = [f"Catalog: {self.summary['found']:,} records found."]
         for quirk in self.facts.quirks if self.facts else ():
             if quirk["published"] is not None:
@@ -236,8 +236,8 @@ class _Ids:
 def _read_ids(
     records: pl.LazyFrame, secret: Secret, source_name: str, exclusions: Exclusions
 ) -> _Ids:
-    # In slices: the ids of ten million records would take a gigabyte, and are needed for no longer
-    # than it takes to make keys of them.
+    # In slices: the ids of ten million records would take a gigabyte, and are needed only while
+    # keys are made of them.
     records = records.drop("statements")
     height = int(records.select(pl.len()).collect().item())
     entries = pl.Series("entry", sorted(exclusions.records), dtype=pl.String).implode()
@@ -376,7 +376,7 @@ def _facts(
 def _count_exclusions(
     table: pl.DataFrame, ids: _Ids, exclusions: Exclusions, merges: pl.DataFrame | None
 ) -> dict[str, int]:
-    """Return how many entries were listed and found; which they are is not said."""
+    """Return how many entries were listed and found, without naming them."""
     counts = {
         "records_listed": len(exclusions.records),
         "records_unknown": len(exclusions.records - ids.found_entries),
@@ -397,7 +397,7 @@ def _count_exclusions(
 def _sorted(
     table: pl.DataFrame, packed: dict[str, NDArray[np.uint8]], source_name: str
 ) -> pl.DataFrame:
-    """Return the catalog in path order; each column leaves the table as it is made."""
+    """Return the catalog in path order; each column is removed from the table when it is made."""
     path = table["record_path"]
     order = None
     if path.null_count() or not path.is_sorted():
@@ -533,8 +533,8 @@ def _warnings(summary: Mapping[str, Any]) -> tuple[str, ...]:
     stand_ins = summary["source"].get("patient_unknown_record_stands_in", 0)
     if stand_ins:
         warnings.append(
-            f"The patient of {stand_ins:,} records is not known, and each stands for one: if "
-            "patients have several records, they may fall into different parts."
+            f"The patient of {stand_ins:,} records is unknown, and each is its own patient: "
+            "records of one patient may be in different splits."
         )
     counts = summary["source"]
     repeated = counts.get("rows_of_a_record_seen_before", 0)

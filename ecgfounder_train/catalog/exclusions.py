@@ -1,4 +1,4 @@
-"""Records and patients that a user knows to be bad or withdrawn: never written, always counted."""
+"""Exclusion lists of bad or withdrawn records and patients: never written, always counted."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ _CHUNK_RECORDS = 500_000
 
 @dataclass(frozen=True)
 class Exclusions:
-    """Two lists. A record goes by its path, its file name or its id; a patient by any of the ids.
+    """Two lists. A record is named by its path, file name or id; a patient by any of the ids.
 
     A path may begin at a folder below the root, as the tables of HEEDB have it.
 
@@ -46,7 +46,7 @@ class Exclusions:
         return cls(**lists)
 
     def fingerprint(self, secret: Secret) -> str:
-        """Changes with any entry. Made of keys: a hash of a short list of ids could be undone."""
+        """Changes with any entry. Made of keys: a hash of a short list of ids could be reversed."""
         return fingerprint(
             [
                 sorted(secret.record_keys("exclude", _series(self.records))),
@@ -121,7 +121,7 @@ def named_by_end(paths: pl.Series, entries: Collection[str]) -> tuple[list[int],
 
 
 def points_outside(path: pl.Expr) -> pl.Expr:
-    """Tell which paths lead out of the root: a table that has such is not followed."""
+    """Return which paths lead out of the root; records of such paths are rejected."""
     return path.str.starts_with("/") | path.str.contains(r"(^|/)\.\.(/|$)")
 
 

@@ -1,4 +1,4 @@
-"""What a catalog holds, counted: for the data report, in a file that names no record or patient.
+"""Counts of a catalog for the data report, in a file that names no record or patient.
 
 Small cells are not hidden here: the file stays in the private folder, and a report that leaves the
 machine must suppress them.
@@ -147,7 +147,7 @@ def encode_readings(
             counted.append(table)
         return said_by_chosen, counted
 
-    for encoder in encoders.values():  # what an encoder remembers is made before threads share it
+    for encoder in encoders.values():  # the cache of an encoder is filled before threads share it
         encoder.encode(np.zeros(0, np.uint16), np.zeros(2, np.int64), np.zeros(1, np.bool_))
     starts = range(0, number, _CHUNK_RECORDS)
     slices = (slice(start, min(start + _CHUNK_RECORDS, number)) for start in starts)
@@ -234,7 +234,7 @@ def _agreement(table: NDArray[np.int64], labels: tuple[str, ...]) -> dict[str, l
     for a, b, c, d in zip(both, first, second, neither, strict=True):
         total = a + b + c + d
         expected = ((a + b) * (a + c) + (c + d) * (b + d)) / total**2 if total else 1.0
-        # Undefined where both readings always say the same one thing.
+        # Undefined where both readings have the same value throughout.
         kappas.append(None if expected == 1.0 else ((a + d) / total - expected) / (1 - expected))
     return {"both": both, "first": first, "second": second, "neither": neither, "kappa": kappas}
 
@@ -252,7 +252,7 @@ def count_dimensions(
     age = pl.col("age_years")
     reached = pl.sum_horizontal((age >= edge).cast(pl.UInt8) for edge in AGE_BANDS[1:])
     as_text = pl.col("value").cast(pl.String)
-    # What is counted, and how it is shown: texts of ten million rows are never made.
+    # Counted value and shown text: texts of ten million rows are never made.
     dimensions = {
         "site": (pl.col("site"), as_text),
         "year": (pl.col("year"), as_text),

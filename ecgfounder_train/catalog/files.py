@@ -74,8 +74,8 @@ def read_catalog(path: Path | str) -> Catalog:
         ) from error
     if header.get("format_version") != FORMAT_VERSION or frame.columns != list(CATALOG_COLUMNS):
         raise UserError(
-            f"{path} is no catalog of format {FORMAT_VERSION} "
-            f"(found {header.get('format_version')}). Run prepare again to write it anew."
+            f"{path} is not a catalog of format {FORMAT_VERSION} "
+            f"(found {header.get('format_version')}). Run prepare again to write a new one."
         )
     return Catalog(
         frame,

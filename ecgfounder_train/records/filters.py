@@ -62,7 +62,7 @@ def resample_polyphase(ecg: Signal, fs_in: float, fs_out: float) -> Signal:
     num_samples = ecg.shape[1]
     reach = len(taps) // 2 // up + 1
     pad = min(-(-reach // down) * down, (num_samples - 1) // down * down)
-    # A rate that is no ratio of small numbers is rounded to one; the last output is held then.
+    # A rate that is not a ratio of small numbers is rounded to one; the last output is held then.
     wanted = _resampled_length(num_samples, fs_in, fs_out)
     there = min(wanted, -(-(num_samples + pad) * up // down))
     result = polyphase(_extend(ecg, pad), taps * up, up, down, pad * up // down, there)

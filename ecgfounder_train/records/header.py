@@ -27,7 +27,7 @@ MAX_FS = 100_000.0
 MAX_VALUES = 1 << 29
 # A week of 12 leads at 500 Hz. A header that promises more is taken for damage.
 MAX_STORED_VALUES = 1 << 32
-# Units of the header -> mV. Nothing else is a voltage, and a pulse wave in NU is not an ECG lead.
+# Units of the header -> mV. Nothing else is a voltage: a pulse wave in NU is not an ECG lead.
 MILLIVOLTS_PER_UNIT = {
     **dict.fromkeys(("v", "volt", "volts"), 1e3),
     **dict.fromkeys(("mv", "milliv", "millivolt", "millivolts"), 1.0),

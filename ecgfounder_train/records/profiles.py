@@ -90,7 +90,7 @@ class Window:
 
 @dataclass
 class ProfiledRecord:
-    """What a profile makes of one record."""
+    """The windows of one record after the first half of a profile."""
 
     windows: list[Window]
     native_fs: float
@@ -100,7 +100,7 @@ class ProfiledRecord:
 
 @dataclass(frozen=True)
 class SignalProfile:
-    """All that is done to a signal before a network sees it. Build it with `from_config`."""
+    """Preprocessing of a signal before the network. Build it with `from_config`."""
 
     name: str
     leads: tuple[str, ...]
@@ -121,7 +121,7 @@ class SignalProfile:
         """Return the profile of a `configs/signal/*.yaml` mapping.
 
         Raises:
-            UserError: An unknown key or stage, or a value that cannot be; the message names it.
+            UserError: An unknown key or stage, or an invalid value; the message names it.
         """
         return _parse_profile(config)
 
@@ -349,10 +349,10 @@ def moments(ecg: Signal) -> NDArray[np.float32]:
 def within_nyquist(
     stages: Sequence[str], parameters: dict[str, dict[str, Any]], fs: float
 ) -> tuple[list[str], tuple[str, ...]]:
-    """Return the stages that mean something for a recording sampled at `fs`, and the others.
+    """Return the stages within the Nyquist rate of a recording at `fs`, and the dropped ones.
 
-    Judged by the native rate: at 100 Hz nothing of 60 Hz was recorded, whatever rate the filter
-    would run at. A band-pass whose upper edge is out of reach keeps its lower edge.
+    Judged by the native rate: at 100 Hz nothing of 60 Hz was recorded, at any rate of the filter.
+     A band-pass whose upper edge is out of reach keeps its lower edge.
     """
     kept: list[str] = []
     dropped: list[str] = []
@@ -438,7 +438,7 @@ def _parse_stages(value: Any) -> tuple[str, ...]:
     for stage in stages:
         if stage not in _STAGE_KEYS:
             raise UserError(
-                f"signal.stages names {stage!r}, which is no stage."
+                f"signal.stages names {stage!r}, which is not a stage."
                 f"{did_you_mean(stage, _STAGE_KEYS)}"
             )
         if stages.count(stage) > 1:
@@ -470,7 +470,7 @@ def _parse_leads(value: Any) -> tuple[str, ...]:
     for lead in leads:
         if lead not in STANDARD_LEADS:
             raise UserError(
-                f"signal.leads names {lead!r}, which is no standard lead."
+                f"signal.leads names {lead!r}, which is not a standard lead."
                 f"{did_you_mean(lead, STANDARD_LEADS)}"
             )
         if leads.count(lead) > 1:
@@ -486,7 +486,7 @@ def _parse_aliases(value: Any) -> dict[str, str]:
     for name, lead in aliases.items():
         if lead not in STANDARD_LEADS:
             raise UserError(
-                f"signal.lead_aliases.{name}={lead!r} is no standard lead."
+                f"signal.lead_aliases.{name}={lead!r} is not a standard lead."
                 f"{did_you_mean(lead, STANDARD_LEADS)}"
             )
     return dict(sorted(aliases.items()))
@@ -553,7 +553,7 @@ def _value(value: Any, default: Any, key: str, where: str) -> Any:
     if choices is not None:
         if value not in choices:
             raise UserError(
-                f"{where}={value!r} is none of these.{did_you_mean(str(value), choices)}"
+                f"{where}={value!r} is not one of these.{did_you_mean(str(value), choices)}"
             )
         return str(value)
     if isinstance(default, bool):
@@ -579,5 +579,5 @@ def _number(value: Any, where: str, allow_zero: bool = False) -> float:
 
 def _boolean(value: Any, where: str) -> bool:
     if not isinstance(value, bool):
-        raise UserError(f"{where}={value!r} is neither true nor false.")
+        raise UserError(f"{where}={value!r} is not true or false.")
     return value

@@ -5,8 +5,8 @@ short, with one sample per frame and nothing but voltages. Those are decoded her
 Other formats, segments, several samples per frame, skewed signals, other units beside the ECG and
 long records are read through `StoredRecord`.
 
-Whatever a file holds, the outcome is a record or a RejectedRecordError: archives of ten million
-files contain every kind of damage, and one of them must not end a build.
+Any content of a file ends in a record or a RejectedRecordError: archives of ten million files
+contain every kind of damage, and one damaged file must not end a build.
 """
 
 import os
@@ -42,7 +42,7 @@ LONG_VALUES = 1 << 24
 
 
 def read_record(path: Path | str, root: Path | None = None) -> EcgRecord:
-    """Return the record whose header lies at `path` (with or without .hea, .dat or .mat).
+    """Return the record whose header is at `path` (with or without .hea, .dat or .mat).
 
     Args:
         path: Header, signal file, or both without extension.

@@ -90,7 +90,7 @@ class _Packing(NamedTuple):
     bytes: int
     unpack: Callable[[NDArray[np.uint8]], NDArray[Any]]
     missing: int | None
-    """The stored value that stands for a missing sample."""
+    """The stored value of a missing sample."""
     tails: tuple[int, ...] = (0,)
     """Bytes that the first 0, 1, ... values of a block take."""
 

@@ -32,13 +32,13 @@ _NEEDED = {
 }
 
 _BLOCK_BYTES = 1 << 18
-"""A record of an HDF5 file is about as large: larger blocks would be fetched in vain."""
+"""A record of an HDF5 file is about as large: of larger blocks most would not be used."""
 
 Options = Mapping[str, Any]
 
 
 def is_remote(root: Path | str) -> bool:
-    """Tell whether `root` is a URL that fsspec must open; `file://` counts as one."""
+    """Return whether `root` is a URL that fsspec must open; `file://` counts as one."""
     return isinstance(root, str) and _URL.match(root) is not None
 
 
@@ -82,7 +82,7 @@ def open_remote(url: str, storage_options: Options | None = None) -> Any:
 
 
 def _open_regular(path: str, flags: int) -> int:
-    """Open a file, but no pipe or device: those would hang or flood the reader."""
+    """Open a regular file; a pipe or device would hang or flood the reader."""
     descriptor = os.open(path, flags | os.O_NONBLOCK)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
@@ -92,7 +92,7 @@ def _open_regular(path: str, flags: int) -> int:
 
 @contextmanager
 def reading(url: Path | str) -> Iterator[None]:
-    """Turn whatever keeps a storage from answering into a UserError that names the URL.
+    """Turn any error of a storage into a UserError that names the URL.
 
     Raises:
         UserError: No connection, no credentials, no permission, no such bucket.
@@ -102,7 +102,7 @@ def reading(url: Path | str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        # Client libraries raise errors of their own (botocore's are no OSError).
+        # Client libraries raise their own errors (botocore's are not OSErrors).
         if not is_remote(url) and not isinstance(error, OSError | ValueError):
             raise
         words = getattr(error, "strerror", None) or str(error)
@@ -134,7 +134,7 @@ def list_files(
         system, top = file_system(str(root), storage_options)
         top = top.rstrip("/")
         for folder, folders, files in system.walk(top, on_error="raise"):
-            if isinstance(folders, list):  # in place: the walk goes on in this order
+            if isinstance(folders, list):  # in place: the walk continues in this order
                 folders.sort()
             prefix = folder.rstrip("/")[len(top) :].strip("/")
             for name in sorted(files):
@@ -169,14 +169,14 @@ def _is_new(folder: Path, root: Path, seen: set[tuple[int, int]]) -> bool:
 
 
 def _raise(error: OSError) -> None:
-    # By itself `os.walk` passes over a folder that may not be listed, with all its records.
+    # Without it `os.walk` skips a folder that must not be listed, with all its records.
     raise OSError(error.errno, f"{error.strerror} ({error.filename})")
 
 
 def local_copy(root: Path | str, name: str, storage_options: Options | None = None) -> Path:
     """Return the path of one file below `root`, copied to this machine if the root is a URL.
 
-    An absolute path is taken as it is.
+    An absolute path stays as it is.
 
     Raises:
         UserError: The storage does not answer. A file that is absent is not: the path then leads
@@ -197,8 +197,8 @@ def fetch_tables(url: str, patterns: Sequence[str], storage_options: Options | N
     """Copy the few files of a remote archive that its source reads, and return the local folder.
 
     Only folders on the way to a match are listed: listing twenty million signals would take hours.
-    The folder is temporary and goes when the process ends. Folders directly below the root are
-    made as well, empty, so that a layout can be recognised.
+    The folder is temporary and removed when the process ends. Folders directly below the root are
+    created as well, empty, so that a layout can be recognised.
 
     Args:
         patterns: Relative paths with `*` for one component.

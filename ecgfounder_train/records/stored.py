@@ -74,7 +74,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class _Part:
-    """Where a segment lies in the record, in frames; None: a gap."""
+    """Position of a segment in the record, in frames; None: a gap."""
 
     start: int
     num_frames: int

@@ -63,7 +63,7 @@ class WindowStream:
 
 @dataclass(frozen=True)
 class _Span:
-    """One window: its number, and where its valid samples lie at the target rate."""
+    """One window: its number, and the place of its valid samples at the target rate."""
 
     number: int
     start: int
@@ -102,7 +102,7 @@ def stream_windows(
         profile: What is done to the signal.
         recording: Read piece by piece.
         site: For the profile's overrides.
-        on_share: Told which share of the windows is done.
+        on_share: Called with the share of the windows that is done.
 
     Raises:
         RejectedRecordError: Rate, leads or length are not what the profile takes. While iterating:

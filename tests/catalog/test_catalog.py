@@ -220,7 +220,7 @@ def test_empty_parts_and_unknown_patients_are_warned_of() -> None:
     warnings = " ".join(build(counted, PatientSplit(kind="official")).warnings)
     assert "no record for val" in warnings
     assert "no record for test" in warnings
-    assert "1 records is not known" in warnings
+    assert "1 records is unknown" in warnings
 
 
 def test_a_written_catalog_reads_back_equal(tmp_path: Path, heedb: SourceTable) -> None:
@@ -266,7 +266,7 @@ def test_missing_cut_and_foreign_catalog_files_are_refused(tmp_path: Path) -> No
     with pytest.raises(UserError, match="is damaged"):
         read_catalog(path)
     pl.DataFrame({"a": [1]}).write_parquet(path)
-    with pytest.raises(UserError, match="no catalog of format"):
+    with pytest.raises(UserError, match="not a catalog of format"):
         read_catalog(path)
 
 

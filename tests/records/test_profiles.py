@@ -437,7 +437,7 @@ def test_fingerprints_tell_apart_what_changes_numbers_and_nothing_else(profile_c
         ({"stages": ["notch", "resample", "decimate", "window", "statistics"]}, "must run"),
         ({"stages": ["resample", "resample", "decimate", "window", "statistics"]}, "twice"),
         ({"windows": {"policy": "center"}}, r"signal\.windows\.policy='center'.*'centre'"),
-        ({"limits": {"constant_leads": 1}}, "neither true nor false"),
+        ({"limits": {"constant_leads": 1}}, "is not true or false"),
         ({"limits": {"max_missing_fraction": 1.5}}, "fraction"),
         ({"normalisation": {"kind": "lead"}}, r"signal\.normalisation\.kind='lead'"),
         ({"site_overrides": {"X": {"nothc": {}}}}, r"signal\.site_overrides\.X\.nothc.*'notch'"),

@@ -78,7 +78,7 @@ def test_order_of_the_augmented_leads_is_read_off_the_recordings(folder, order):
 def test_leads_that_the_recordings_do_not_tell_must_be_named(folder):
     with h5py.File(folder[0] / "ecg_tracings.hdf5", "w") as file:
         file["tracings"] = np.random.default_rng(2).normal(0, 5, (3, 4096, 12))
-    with pytest.raises(UserError, match=r"do not tell the order.*source\.leads="):
+    with pytest.raises(UserError, match=r"do not determine the order.*source\.leads="):
         open_source({"name": "code_test", "root": folder[0]}).read()
     names = ["I", "II", "III", "aVL", "aVF", "aVR", "V1", "V2", "V3", "V4", "V5", "V6"]
     source = open_source({"name": "code_test", "root": folder[0], "leads": names})

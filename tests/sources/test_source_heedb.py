@@ -281,7 +281,7 @@ def test_missing_file_or_empty_roots_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write(tmp_path / "file", "x")
     for root, message in [
-        ("absent", "no such folder"),
+        ("absent", "folder does not exist"),
         ("empty", "folder is empty"),
         ("file", "is a file"),
     ]:

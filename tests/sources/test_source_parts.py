@@ -75,7 +75,7 @@ def test_records_are_chosen_by_a_file_and_unknown_entries_are_counted(
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ("absent.csv", r"source\.records=absent\.csv: there is no such file"),
+        ("absent.csv", r"source\.records=absent\.csv: the file does not exist"),
         (["x", "y"], r"source\.records fits none of the 4 records"),
         ([], "must be a list of records"),
         (3, "must be a list of records"),

@@ -192,7 +192,7 @@ def test_hostile_headers_do_not_stop_the_walk(tmp_path: Path) -> None:
         ({"table": "absent.csv"}, "No labels table: .*absent.csv does not exist"),
         ({"table": "t.csv", "statement_columns": ["dxx"]}, "no column 'dxx'.*Did you mean 'dx'"),
         ({"table": "t.csv", "record_column": "dx"}, "No row of .* fits a record"),
-        ({"table": "t.csv", "statement_columns": "dx", "statement_pattern": "("}, "no regular"),
+        ({"table": "t.csv", "statement_columns": "dx", "statement_pattern": "("}, "not a regular"),
         ({"table": "t.csv", "statement_columns": "dx", "statement_pattern": "a"}, "one group"),
         ({"tabel": "t.csv"}, "Did you mean 'table'"),
     ],
@@ -224,7 +224,7 @@ def test_labels_may_be_absent_where_that_is_said(tmp_path: Path) -> None:
         ({"table_header": "no"}, "source.table_header=no is not bool"),
         ({"statement_columns": 3}, "must be a list of names"),
         ({"storage_options": "anon"}, "source.storage_options=anon must hold settings"),
-        ({"root": 7}, "no path or URL"),
+        ({"root": 7}, "not a path or URL"),
         ({"root": "s3://nowhere/x", "storage_options": {"endpoint": 1}}, "storage_options"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Where recordings come from: one module per source, each giving the same table.
+"""Sources of recordings: one module per source, each returning the same table.
 
 `open_source({"name": "ptbxl", "root": folder}).read()` returns a `SourceTable`: one row per
 recording with path, patient and statements. Nothing here reads a signal.

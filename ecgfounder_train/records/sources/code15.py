@@ -55,7 +55,7 @@ class Code15Source(CodeTestSource):
             pl.when(answer.is_in(["true", "1"])).then(pl.lit(name))
             for name, answer in answers.items()
         ).list.drop_nulls()
-        # Where an answer is neither yes nor no, nobody knows: unobserved, not negative.
+        # An answer that is neither yes nor no is unobserved, not negative.
         answered = pl.all_horizontal(
             answer.is_in(["true", "1", "false", "0"]).fill_null(False)
             for answer in answers.values()
@@ -86,7 +86,7 @@ class Code15Source(CodeTestSource):
         missing = table.filter(absent | pl.col("file").is_null()).height
         if missing == table.height:
             raise UserError(f"None of the HDF5 files that {path} names is in {self.root}.")
-        _ = self._lead_names, self._millivolt  # a wrong setting must not wait for the first record
+        _ = self._lead_names, self._millivolt  # a wrong setting is reported before the first record
         unknown = pl.col("patient_id").is_null()
         counts["exams_in_files_not_there"] = missing
         counts["patient_unknown_record_stands_in"] = table.filter(unknown).height
@@ -121,7 +121,7 @@ class Code15Source(CodeTestSource):
 
         Raises:
             RejectedRecordError: Its file or row is absent or damaged, or it is all zeros.
-            UserError: It lies behind a URL that does not answer.
+            UserError: It is at a URL that does not answer.
             OSError: The same, after the file was opened. Nothing is known about the exam then.
         """
         file, _, exam = record_path.rpartition("/")

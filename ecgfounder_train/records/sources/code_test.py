@@ -57,9 +57,9 @@ class CodeTestSource:
     root: Path | str
     annotations: str = "annotations/gold_standard.csv"
     leads: Sequence[str] | None = None
-    """Names of the 12 columns; None: the recordings tell."""
+    """Names of the 12 columns; None: derived from the recordings."""
     unit_mv: float | None = None
-    """Size of a stored unit in mV; None: the recordings tell."""
+    """Size of a stored unit in mV; None: derived from the recordings."""
     storage_options: Mapping[str, Any] = field(default_factory=dict)
     """What fsspec needs to open a root that is a URL."""
 
@@ -97,9 +97,9 @@ class CodeTestSource:
         if not len(self._tracings) == table.height == people.height:
             raise UserError(
                 f"{self.root}: {len(self._tracings)} tracings, {table.height} annotations and "
-                f"{people.height} attributes do not belong together."
+                f"{people.height} attributes differ in number."
             )
-        _ = self._lead_names, self._millivolt  # a wrong setting must not wait for the first record
+        _ = self._lead_names, self._millivolt  # a wrong setting is reported before the first record
         number = pl.col("record_path").cast(pl.String)
         records = table.hstack(people).with_columns(
             number,
@@ -197,7 +197,7 @@ class CodeTestSource:
         first, second = sorted(unexplained, key=unexplained.__getitem__)[:2]
         if not unexplained[first] < _CLEARLY * unexplained[second]:
             raise UserError(
-                f"{self.root}: the recordings do not tell the order of their augmented leads "
+                f"{self.root}: the recordings do not determine the order of their augmented leads "
                 "(published as aVR, aVL, aVF and as aVL, aVF, aVR). Name the 12 columns with "
                 "source.leads=[I,II,III,aVR,aVL,aVF,V1,V2,V3,V4,V5,V6]."
             )

@@ -1,4 +1,4 @@
-"""File names of HEEDB's tables: where a record lies, its year, and a hash of its stem to join on.
+"""File names of HEEDB's tables: path of a record, its year, and a hash of its stem to join on.
 
 Tables name a record `/S0001/1988/04/de_...`, `./S0001/1988/04/de_....hea` with a newline, or
 `WFDB/2010/MUSE_...`; what they share is the stem. As text the stems of two tables take more than a

@@ -1,6 +1,6 @@
 """HEEDB (Harvard-Emory ECG Database, BDSP): release and sites, discovered below the root.
 
-What its tables are like, and what is made of it:
+Properties of its tables, and how they are read:
 
 * The tables of a site join on the file **stem**; path prefixes differ from table to table, and v24
   has a newline inside the quoted file name. The statements of all rows of a stem are united. Rows
@@ -8,7 +8,7 @@ What its tables are like, and what is made of it:
 * Ids parse as floats where one is blank, so every column is read as text.
 * `AgeAtAcquisition` is in days. Missing or not positive means unknown; above 89 years becomes 90.
 * Dates are shifted per patient: `year` is the year of the folder, never that of the file name.
-* Cells of codes separate by ``, `` or ``,``; an empty cell says nothing.
+* Cells of codes separate by ``, `` or ``,``; an empty cell is unobserved.
 * Headers that no table names have no patient: `scan_headers` counts them, nothing reads them.
 
 Which over-read gives the labels, and when a record counts as read (otherwise it is unobserved,
@@ -77,7 +77,7 @@ _BLANK = {
     "software": "software_codes_missing",
     "v24": "v24_rows_empty",
 }
-"""What a blank cell of a reader is called."""
+"""Count of blank cells, by reader."""
 _KEPT = ("record_path", "year", "patient_id", "sex", "age_years", "reject_reason")
 
 
@@ -93,7 +93,7 @@ class HeedbSource:
     root: Path
     label_source: str = "physician"
     compare_readers: bool = True
-    """Read what the other readers said as well, for their prevalences and agreement."""
+    """Read the statements of the other readers as well, for prevalences and agreement."""
     scan_headers: bool = False
 
     def read(self) -> SourceTable:
@@ -167,15 +167,15 @@ class HeedbSource:
         return sorted({folder / _MERGES for folder in nearby if (folder / _MERGES).is_dir()})
 
     def _readers(self) -> tuple[str, ...]:
-        """Return whose words the labels are, the first that said anything."""
+        """Return the readers whose statements are the labels, in order of precedence."""
         if self.label_source == "physician_else_software":
             return ("physician", "software")
         return (self.label_source,)
 
     def _choose(self, readings: dict[str, Statements]) -> str:
-        """Return the name of the reading that the labels come from, which is added if need be."""
+        """Return the name of the reading that gives the labels; a combined one is added."""
         if set(readings) == {UNKNOWN_READER}:
-            return UNKNOWN_READER  # one column of codes does not say who gave them
+            return UNKNOWN_READER  # one column of codes does not state who assigned them
         readers = self._readers()
         if len(readers) > 1:
             readings[self.label_source] = readings[readers[0]].else_of(readings[readers[1]])

@@ -1,11 +1,12 @@
-"""Older releases of HEEDB: where their tables lie and how they differ from 5.0.
+"""Older releases of HEEDB: places of their tables and differences from 5.0.
 
 | release | labels (below a site, or `Metadata/`) | metadata |
 |---|---|---|
 | 3.0, 4.0 | `12SL_diagnoses/diagnoses.csv` (FileName, codes), sites as in 5.0 | as in 5.0 |
 | 2.0 | `ECG_Interpretations.psv` (file_source, diagnostic_codes) | `demographics_ECG.csv` |
 
-One column of codes does not say who gave them: `label_source` has no choice there, and the rows are
+One column of codes does not state who assigned them:
+`label_source` has no choice there, and the rows are
 counted as `label_rows_of_unknown_reader`. Release 2.0 holds one site (MGH, named I0001 here as it
 is later), ages in years, and `duplicated.csv` with the records to leave out.
 """
@@ -35,7 +36,7 @@ _SITE = "I0001"
 def find_release_2(root: Path) -> Path | None:
     """Return the `Metadata` folder of a release 2.0, or None."""
     candidates = [root / "Metadata", root / "ECG" / "Metadata"]
-    if root.name == "ECG":  # The tables lie beside ECG/, so they are outside this root.
+    if root.name == "ECG":  # The tables are beside ECG/, outside this root.
         candidates.append(root.parent / "Metadata")
     return next((folder for folder in candidates if (folder / _DEMOGRAPHICS).is_file()), None)
 

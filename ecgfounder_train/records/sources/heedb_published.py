@@ -1,6 +1,6 @@
 """What HEEDB 5.0 is known to hold, site by site: a report puts what was found beside it.
 
-Source: printed output of public programs that read the archive; a figure nobody printed is absent.
+Source: printed output of public programs that read the archive; other figures are absent.
 """
 
 from collections.abc import Mapping

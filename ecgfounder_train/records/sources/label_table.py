@@ -85,7 +85,7 @@ def _split(settings: ColumnSettings, cell: pl.Expr) -> pl.Expr:
         pattern = re.compile(given)
     except re.error as error:
         raise UserError(
-            f"source.statement_pattern={given} is no regular expression: {error}."
+            f"source.statement_pattern={given} is not a regular expression: {error}."
         ) from error
     if pattern.groups != 1:
         raise UserError(

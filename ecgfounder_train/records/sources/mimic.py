@@ -1,9 +1,9 @@
 """MIMIC-IV-ECG 1.0 (Gow et al. 2023, doi:10.13026/4nqg-sb35): 800,035 studies, reports of the cart.
 
 `record_list.csv` names the records, `machine_measurements.csv` holds what the cart wrote, one
-sentence in each of `report_0` ... `report_17`. Sentences are statements as they stand; take
+sentence in each of `report_0` ... `report_17`. Each sentence is a statement; use
 ``labels.match=words``, which reads doubt and denial. A study without a row, or with an empty one,
-was read by nobody. Dates are shifted per patient, so there is no year. The files have aVF before
+has no interpretation. Dates are shifted per patient, so there is no year. The files have aVF before
 aVL: leads go by name (`records/leads.py`), as everywhere.
 """
 

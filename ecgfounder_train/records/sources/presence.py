@@ -1,4 +1,4 @@
-"""Whether the files of a table's records are there: asked before the work, not found out after.
+"""Check that the files of a table's records exist, before anything is built.
 
 An archive is often here in part: some folds of PTB-XL, some folders of MIMIC. A few hundred records
 are looked at first; only where one of them is missing are the folders listed.
@@ -23,7 +23,7 @@ _MOST_FOLDS = 1000
 def missing_files(table: SourceTable) -> pl.DataFrame | None:
     """Return the records with `is_missing`: a header or signal file is not below the root.
 
-    None: all are there, as far as a probe tells; or the source reads other files, or a URL.
+    None: the probe found all of them; or the source reads other files, or a URL.
     """
     if table.read_ecg is not None or is_remote(table.root):
         return None
@@ -69,7 +69,7 @@ def _is_there(root: Path, path: str, folders: dict[str, set[str]] | None) -> boo
 
 
 def require_files(table: SourceTable, share: float, min_rejects: int, private: Path) -> str:
-    """Return what to say of missing files; "" where none is.
+    """Return the warning about missing files, "" if none is missing.
 
     Args:
         table: A source's records.

@@ -114,7 +114,7 @@ def read_selection(value: Any) -> tuple[str, ...]:
     path = Path(value).expanduser()
     if not path.is_file():
         raise UserError(
-            f"source.records={value}: there is no such file. Give a CSV or a text file with one "
+            f"source.records={value}: the file does not exist. Give a CSV or a text file with one "
             "record a line, a glob of paths in quotes, or a list such as [r1,r2]."
         )
     if path.suffix.lower() in (".csv", ".tsv"):

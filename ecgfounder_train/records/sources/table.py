@@ -39,7 +39,7 @@ record out (a `core.errors.RejectReason` value).
 
 
 class Quirk(NamedTuple):
-    """One thing that is odd about the tables of a site, counted, beside what was published."""
+    """One irregularity of the tables of a site: its count and the published one."""
 
     site: str
     name: str
@@ -50,12 +50,12 @@ class Quirk(NamedTuple):
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 
 STAND_IN_PATIENT = "record:"
-"""Begins the patient id of a record whose patient is not known: the record stands for it."""
+"""Prefix of the patient id of a record whose patient is unknown: each is its own patient."""
 
 
 @dataclass(frozen=True)
 class SourceTable:
-    """One row per recording of a source, lazily, and what was odd about its tables, counted."""
+    """One row per recording of a source, lazily, and counts of irregularities of its tables."""
 
     records: pl.LazyFrame
     root: Path | str
@@ -67,20 +67,20 @@ class SourceTable:
     storage_options: Mapping[str, Any] = field(default_factory=dict)
     """What fsspec needs to open the root, where it is a URL."""
     read_ecg: Callable[[str], EcgRecord] | None = None
-    """Reads the recording at a `record_path` where these are no WFDB files; picklable."""
+    """Reads the recording at a `record_path` of other files than WFDB; picklable."""
     label_source: str = ""
     """Which of the `readings` the records' statements are."""
     readings: Mapping[str, Statements] = field(default_factory=dict)
-    """What each reader said, row by row beside the records, where a source has several readers or
+    """Statements by reader, row by row beside the records, where a source has several readers or
     too many records for lists of text."""
     quirks: tuple[Quirk, ...] = ()
-    """What is odd about the tables, site by site."""
+    """Known irregularities of the tables, counted by site."""
     files_left_out: pl.DataFrame | None = None
     """Files below the root that belong to no record: columns `file` and `reason`."""
 
 
 class Source(Protocol):
-    """A place recordings come from."""
+    """A source of recordings."""
 
     def read(self) -> SourceTable:
         """Return its table. Raises UserError where the layout is not what the source expects."""
@@ -147,7 +147,7 @@ def open_source(config: Mapping[str, Any]) -> Source:
         )
     root = settings["root"]
     if not isinstance(root, str | Path):
-        raise UserError(f"source.root={root} is no path or URL.")
+        raise UserError(f"source.root={root} is not a path or URL.")
     hints = get_type_hints(source)
     for key, value in settings.items():
         _check_type(key, value, hints[key])
@@ -209,7 +209,7 @@ def existing_folder(path: str | Path, key: str) -> Path:
     """
     folder = Path(path).expanduser()
     if not folder.exists():
-        raise UserError(f"{key}={path}: there is no such folder. Check the path or mount it.")
+        raise UserError(f"{key}={path}: the folder does not exist. Check the path or mount it.")
     if not folder.is_dir():
         raise UserError(f"{key}={path} is a file; give the folder that holds the recordings.")
     try:
@@ -294,7 +294,7 @@ def find_column(columns: Iterable[str], names: Iterable[str], path: Path) -> str
 
 
 def clean(column: str | pl.Expr) -> pl.Expr:
-    """Return the text without surrounding white space; null where it stands for nothing."""
+    """Return the text without surrounding white space; null where it means missing."""
     text = (pl.col(column) if isinstance(column, str) else column).str.strip_chars()
     return pl.when(text.str.to_lowercase().is_in(MISSING_WORDS)).then(None).otherwise(text)
 

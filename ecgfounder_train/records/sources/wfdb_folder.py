@@ -45,7 +45,7 @@ from ecgfounder_train.records.storage import (
 
 _COMMENT = re.compile(r"#\s*<?(dx|diagnosis|diagnoses|age|sex)>?\s*:\s*(.*)", re.IGNORECASE)
 _HEADER_BYTES = 65_536
-"""No header with more comments than that is known; a wrong file named `.hea` may be any size."""
+"""Largest header read for its comments; a wrong file named `.hea` may have any size."""
 _NUM_FETCHES = 64
 """Headers fetched at once from a URL: one takes the storage's latency, whatever its size."""
 
@@ -244,7 +244,7 @@ def _match_records(table: pl.DataFrame, paths: list[str], counts: Counter[str]) 
     for stem, name in rows.iter_rows():
         candidates = by_stem.get(stem or "", [])
         # The same name in several folders, here or in the table (of an archive that is here in
-        # part): the folder must tell.
+        # part): the folder decides.
         if len(candidates) > 1 or len(folders[stem or ""]) > 1:
             candidates = [path for path in candidates if _same_end(path, name or "")]
         if not candidates:
@@ -289,7 +289,7 @@ def _decoded(content: bytes) -> str:
 
 
 def _files_named(record_path: str, text: str) -> tuple[set[str], set[str]]:
-    """Return the paths of a record's segments, which are no records, and of its signal files."""
+    """Return the paths of a record's segments, and of its signal files."""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     folder = record_path.rpartition("/")[0]
     # The first word of a line; of a name with blanks all words but the last fields.
