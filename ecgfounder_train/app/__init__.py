@@ -32,6 +32,7 @@ from ecgfounder_train.core.interrupts import (
     say_interrupted,
     tolerate_closed_pipes,
 )
+from ecgfounder_train.core.logging import show_warnings_as_log_lines
 from ecgfounder_train.core.ranks import is_rank_zero, process_rank
 
 __all__ = ["CONFIGS", "choices", "compose_config", "main", "manual_page", "run"]
@@ -98,6 +99,7 @@ def run(verb: str, task: Task | None = None) -> NoReturn:
     # are of no use to who runs this, and bury what is.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     tolerate_closed_pipes()
+    show_warnings_as_log_lines()
     task = task or _main_of(verb)
     arguments = sys.argv[1:]
     if undecodable := [item for item in arguments if not _is_utf8(item)]:

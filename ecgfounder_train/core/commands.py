@@ -48,7 +48,7 @@ def command(
     Args:
         script: Name of the script, with its leading word if it takes one, such as "ablate report".
         keys: What to set, as `key=value`.
-        paths: The `paths` of the config that this command goes on from; those that are not the
+        paths: The `paths` of the current config; those that are not the
             default are named, as the next script would look elsewhere.
     """
     verb, *words = script.split()

@@ -1,9 +1,9 @@
-"""How a script ends by Ctrl-C, and how it goes on when nobody reads its output any more.
+"""Ctrl-C and closed pipes: a clean exit status, and output that is no longer read is dropped.
 
 Ctrl-C ends a script at once while it starts, and is a `KeyboardInterrupt` while it works.
 
-An exception is no good while libraries are imported and the config is composed: some catch whatever
-comes and go on with half of it. Stopped while numpy was imported, a script ended after half a
+An exception does not work while libraries are imported and the config is composed: some catch any
+exception and continue half imported. Stopped while numpy was imported, a script ended after half a
 minute with a RecursionError; stopped in omegaconf, with an AttributeError about None.
 """
 
@@ -32,7 +32,7 @@ itself."""
 
 
 class _TolerantStream:
-    """A text stream that drops what it is given once its reader has gone."""
+    """A text stream that drops its text once the reader has closed the pipe."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -41,7 +41,7 @@ class _TolerantStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write, or drop the text where nobody reads."""
+        """Write, or drop the text if the pipe is closed."""
         try:
             self._stream.write(text)
         except OSError as error:
@@ -49,7 +49,7 @@ class _TolerantStream:
         return len(text)
 
     def flush(self) -> None:
-        """Flush, or drop what is buffered where nobody reads."""
+        """Flush, or drop what is buffered if the pipe is closed."""
         try:
             self._stream.flush()
         except OSError as error:
@@ -65,10 +65,10 @@ class _TolerantStream:
 
 
 def tolerate_closed_pipes() -> None:
-    """From now on output that nobody reads (`| head -1`, a closed terminal) is dropped.
+    """From now on drop output that is no longer read (`| head -1`, a closed terminal).
 
-    A run is not ended by the end of the program that shows it: it saves, and says by its exit
-    status how it went. Characters that the terminal cannot show are escaped.
+    A run does not end with the program that shows it: it saves and ends with its own exit status.
+    Characters that the terminal cannot show are escaped.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -79,7 +79,7 @@ def tolerate_closed_pipes() -> None:
 
 
 def say_interrupted(remedy: str = "") -> None:
-    """Say how to go on after Ctrl-C."""
+    """Print how to continue after Ctrl-C."""
     say = f"interrupted. {remedy or 'Run the same command again.'}"
     print(say, file=sys.stderr, flush=True)
 
@@ -87,7 +87,7 @@ def say_interrupted(remedy: str = "") -> None:
 def end_script_at_ctrl_c() -> None:
     """From now on Ctrl-C ends this process at once, if it is one of our scripts.
 
-    Nothing changes for a program or notebook of somebody else, nor where the signal is ignored.
+    Nothing changes in other programs and notebooks, nor where the signal is ignored.
     """
     script = Path(sys.argv[0])
     ours = script.stem == "ecgfounder" or script.parent.resolve() in _SCRIPTS
@@ -100,7 +100,7 @@ def ctrl_c_as_exception() -> Iterator[None]:
     """While the block runs Ctrl-C is a `KeyboardInterrupt`; during an import, when that is over.
 
     By then others may have been started that only an exception brings to their end. A signal that
-    is ignored, or has a handler of somebody else, keeps it.
+    is ignored, or has another handler, keeps it.
     """
     before = signal.getsignal(signal.SIGINT)
     if before not in (_end, signal.default_int_handler):

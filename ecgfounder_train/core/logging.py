@@ -86,7 +86,7 @@ class _StderrHandler(logging.Handler):
                 sys.stderr.write(self.format(record) + "\n")
                 sys.stderr.flush()
         except (OSError, ValueError):
-            pass  # nobody reads it any more; what is reported goes on
+            pass  # the pipe is closed: the work continues
 
 
 class _Formatter(logging.Formatter):

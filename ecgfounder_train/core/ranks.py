@@ -40,8 +40,8 @@ class Launch:
         world_size: Ranks of the job by the launcher; None where it does not say.
         local_rank: Rank on its node; None where it does not say.
         node_rank: Number of its node; None where it does not say.
-        size_variable: The variable that says `world_size`.
-        local_variable: The variable that says `local_rank`.
+        size_variable: The variable that holds `world_size`.
+        local_variable: The variable that holds `local_rank`.
     """
 
     launcher: str
@@ -125,7 +125,7 @@ def require_launch(
     """Return who this process is in a job of `devices` ranks on each of `num_nodes` nodes.
 
     Raises:
-        UserError: The environment says otherwise; names the variable.
+        UserError: The environment contradicts that; names the variable.
     """
     env = os.environ if environment is None else environment
     launch = detect(env)

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: written at once, or on a thread of their own while training goes on.
+"""Checkpoint writer: in the training loop, or on a background thread while training continues.
 
 On a thread nothing of the promises changes: the state is copied at the step's end, and only a file
-that was written, synced and read back takes its name. A run that is killed meanwhile goes on from
-the checkpoint before.
+that was written, synced and read back takes its name. A run that is killed meanwhile continues
+from the checkpoint before.
 """
 
 import threading
@@ -16,7 +16,7 @@ from ecgfounder_train.weights.checkpoint import CheckpointFolder
 
 
 class CheckpointWriter:
-    """Writes a run's checkpoints and what run.json says of them, in this order.
+    """Writes a run's checkpoints, and run.json after each.
 
     Args:
         run: The run's directory.
@@ -73,7 +73,7 @@ class CheckpointWriter:
 
     @property
     def error(self) -> Exception | None:
-        """Why the last checkpoint could not be written, as soon as that is known."""
+        """Error of the last checkpoint, if it could not be written."""
         return self._error
 
     def _write(self, checkpoint: dict[str, Any], is_best: bool, state: Mapping[str, Any]) -> None:
@@ -83,7 +83,7 @@ class CheckpointWriter:
     def _write_guarded(self, *arguments: Any) -> None:
         try:
             self._write(*arguments)
-        except Exception as error:  # told at the next step, on the training thread
+        except Exception as error:  # reported at the next step, on the training thread
             self._error = error
 
     def _copied(self, value: Any, where: str) -> Any:

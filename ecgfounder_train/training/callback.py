@@ -170,12 +170,12 @@ class RunCallback(L.Callback):
                 f"{module.samples_seen:,}",
                 f"{module.total_samples:,}",
             )
-        # Early stopping counts from it on every rank, and only rank 0 knows whether it was reset.
+        # Early stopping counts from it on every rank, and only rank 0 sees whether it was reset.
         module.state.best = trainer.strategy.broadcast(module.state.best)
         self._compare_measures(trainer, module)
 
     def _repair_best(self, path: Path, module: PretrainModule) -> None:
-        """Make `best.ckpt` and what the checkpoint says of it agree again."""
+        """Make `best.ckpt` and the best of the state agree again."""
         best = module.state.best
         if best.value is not None and best.samples_seen == module.samples_seen:
             # The run was perhaps killed after writing this checkpoint, before pointing to it.

@@ -1,4 +1,4 @@
-"""Whether a checkpoint can be continued with these settings, and which of them change the run.
+"""Compatibility of a checkpoint with the settings of a start, and the settings that differ.
 
 Two kinds of difference. What decides what the numbers of a checkpoint mean (labels, signal, split,
 data and its order, network, seed) can never change: `require_compatible`. What changes the
@@ -132,7 +132,7 @@ def _is_operational(key: str) -> bool:
 
 
 def _detail(name: str, checkpoint: Mapping[str, Any], metadata: RunMetadata) -> str:
-    """Return what a checkpoint says of one thing and what is said now, where that is short."""
+    """Return both values of what differs as a phrase, where that is short."""
     part = {"vocabulary": "vocabulary", "signal_profile": "signal", "model": "model"}.get(name)
     if part is None:
         if name != "split":

@@ -17,13 +17,13 @@ _PEAK_TFLOPS = {
 
 @dataclass(frozen=True)
 class DeviceUse:
-    """What a row of metrics.csv says about the device.
+    """Device columns of metrics.csv: share of the peak rate, memory.
 
     Args:
         step_flops: Operations of one ECG's forward and backward pass.
-        peak_tflops: Highest rate of one device; None where nobody stated it and it is not known.
+        peak_tflops: Highest rate of one device; None where it is neither stated nor known.
         world_size: Devices.
-        on_gpu: Whether memory of a GPU is to be told.
+        on_gpu: Whether to report GPU memory.
     """
 
     step_flops: int

@@ -1,7 +1,7 @@
-"""What can be found out about a run in a minute, before GPU hours are spent on it.
+"""Pre-flight check of a run: ranks, shards, disk, speed, memory and hours, from a few real steps.
 
-The very trainer, network, loader and ranks of the run take a few steps in a directory that is
-thrown away; around them every rank is asked what it sees.
+Trainer, network, loader and ranks are those of the run; the steps are taken in a temporary
+directory, and every rank reports what it sees.
 """
 
 import json
@@ -135,7 +135,7 @@ def _disk(config: RunConfig, module: PretrainModule) -> Finding:
     if free < need:
         return Finding("disk", "fail", text, "free space, or paths.runs=DIR elsewhere")
     if free < 3 * need:
-        return Finding("disk", "warn", text, "others may fill it while the run goes on")
+        return Finding("disk", "warn", text, "others may fill it during the run")
     return Finding("disk", "ok", text)
 
 
@@ -218,26 +218,25 @@ class _Visit(L.Callback):
         self.findings.append(Finding("whole run", "ok", f"{text}, validations not counted"))
 
     def _compare(self, trainer: L.Trainer) -> None:
-        told: list[Any] = [None] * trainer.world_size
+        reported: list[Any] = [None] * trainer.world_size
         if trainer.world_size > 1:
-            torch.distributed.all_gather_object(told, dict(self.identity))
+            torch.distributed.all_gather_object(reported, dict(self.identity))
         else:
-            told = [dict(self.identity)]
+            reported = [dict(self.identity)]
         different = [
             f"{key} of rank {rank}"
-            for rank, other in enumerate(told)
+            for rank, other in enumerate(reported)
             for key in self.identity
-            if other[key] != told[0][key]
+            if other[key] != reported[0][key]
         ]
         if different:
             text = f"not as on rank 0: {', '.join(different[:6])}"
             remedy = "one environment and one command on all nodes"
             self.findings.append(Finding("ranks", "fail", text, remedy))
             return
-        device, precision = (told[0]["hardware"][key] for key in ("device", "precision"))
-        text = (
-            f"{len(told)} x {device}, precision {precision}, torch {told[0]['versions']['torch']}"
-        )
+        device, precision = (reported[0]["hardware"][key] for key in ("device", "precision"))
+        version = reported[0]["versions"]["torch"]
+        text = f"{len(reported)} x {device}, precision {precision}, torch {version}"
         self.findings.append(Finding("ranks", "ok", text))
 
     def _read(self, trainer: L.Trainer) -> None:

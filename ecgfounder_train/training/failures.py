@@ -1,4 +1,4 @@
-"""Failure of a job of several ranks: the first rank's reason, known to all and printed last.
+"""Failure of a job of several ranks: the first rank's reason, reported by all and printed last.
 
 A rank that dies breaks the connections of the others, and what they print buries the reason. So the
 first failing rank leaves a note in the run directory; the others read it, repeat it in one line and
@@ -58,7 +58,7 @@ _ASKED_TO_STOP = {128 + int(number) for number in (signal.SIGINT, signal.SIGTERM
 
 @dataclass(frozen=True)
 class Failure:
-    """What the first failing rank says."""
+    """Reason of the first failing rank."""
 
     rank: int
     reason: str
@@ -74,7 +74,7 @@ class FailureNote:
     """`failure.json` of a run directory: written once per attempt, by the first failing rank.
 
     Until this job holds the run, the folder may belong to another one that is training in it. A
-    note of such a start lies beside the folder, and only where other ranks wait for it.
+    note of such a start is written beside the folder, and only where other ranks wait for it.
 
     Args:
         run: The run.
@@ -108,7 +108,7 @@ class FailureNote:
         self._is_ours = True
 
     def keep(self) -> None:
-        """Move the note of a rank that failed before it could know that the run is this job's."""
+        """Move a note that was left before the run was this job's into the run's folder."""
         if self._is_ours and self._before.is_file():
             with suppress(OSError):
                 self._before.replace(self.path)
@@ -158,7 +158,7 @@ class FailureNote:
 
 @contextmanager
 def propagate_failures(run: RunDirectory, launch: Launch) -> Iterator[FailureNote]:
-    """Run the block; an exception in it becomes known to all ranks, and ends them.
+    """Run the block; an exception in it ends all ranks with its reason.
 
     Args:
         run: The run, whose note is yielded.

@@ -78,7 +78,7 @@ class Suspects:
             found = [pair for pairs in gathered for pair in pairs]
         found.sort(key=lambda pair: -pair[1])
         if found and found[0][1] == torch.inf:
-            # Where some losses are no numbers, the others are not to blame.
+            # Where some losses are NaN, the others are not suspects.
             found = [pair for pair in found if pair[1] == torch.inf]
         return found[:NUM_SUSPECTS]
 

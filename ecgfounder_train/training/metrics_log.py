@@ -40,7 +40,7 @@ class MetricsLog:
 
     Args:
         path: The CSV file.
-        samples_seen: Where the run stands; later rows of an existing file are dropped.
+        samples_seen: Position of the run; later rows of an existing file are dropped.
         loggers: Lightning loggers that get the same numbers.
         validation_columns: What the run's validation measures.
         start: Number of this start of the run, in each of its rows.
@@ -92,7 +92,7 @@ class MetricsLog:
         for logger in self.loggers:
             try:
                 logger.finalize("success")
-            except Exception as error:  # the run is complete whatever its logger says
+            except Exception as error:  # the run is complete even if its logger fails
                 log.warning("%s failed at the end (%s).", type(logger).__name__, error)
 
 

@@ -48,7 +48,7 @@ def create_optimizer(
 
 
 def can_be_fused(device: torch.device, precision: str) -> bool:
-    """Tell whether the optimizer's step may be one kernel: on a GPU, but not with float16.
+    """Return whether the optimizer's step may be fused: on a GPU, but not with float16.
 
     There gradients are scaled, and a fused step takes the scale back only after they were clipped
     and their norm was noted.
@@ -61,7 +61,7 @@ class PretrainModule(L.LightningModule):
 
     Attributes:
         validation_columns: What validation measures, as columns of metrics.csv.
-        headline: Which of them is shown while the run goes on, and its name there.
+        headline: Which of them is shown during the run, and its name there.
 
     Args:
         model: The network, (B, num_leads, num_samples) to (B, num_labels).
@@ -163,7 +163,7 @@ class PretrainModule(L.LightningModule):
         return create_optimizer(self.optimizer_settings, self.model, fused)
 
     def on_fit_start(self) -> None:
-        """Move what Lightning does not know of to the device."""
+        """Move what is not in Lightning's module tree to the device."""
         if self.average:
             self.average.model.to(self.device)
         self.diverged = self.diverged.to(self.device)
@@ -200,7 +200,7 @@ class PretrainModule(L.LightningModule):
         limit = gradient_clip_val or float("inf")
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit).detach()
-        # float16 skips such a step and halves its scale; everywhere else it would stay for good.
+        # float16 skips such a step and halves its scale; elsewhere the weights would stay NaN.
         if self.trainer.precision == "16-mixed":
             self.float16.note(self.grad_norm)
             # The samples of such a step are never named; what was noted would fill the device.

@@ -66,7 +66,7 @@ def open_training_shards(config: RunConfig) -> ShardSet:
     """Return the shards to train on, checked as far as the reader depends on it."""
     data = config.data
     if data.reader == "webdataset":
-        # What is streamed need not lie beside the manifest.
+        # Streamed shards need not be beside the manifest.
         return ShardSet.open(config.shards, check_files=data.stream is None)
     if data.on_bad_sample == "quarantine" and data.cache_dir is None and not is_url(config.shards):
         # A shard that was cut or lost meanwhile must not prevent a restart.
@@ -179,7 +179,7 @@ def fit(
 def _start_of_other_rank(config: RunConfig, metadata: RunMetadata) -> Start:
     """Return what tells another rank than 0 whether the run is complete already.
 
-    Which checkpoint is loaded is what rank 0 says; by then its files may have changed.
+    Which checkpoint is loaded is decided by rank 0; by then the files may have changed.
     """
     if config.resume.checkpoint == "none" or begins_from_scratch(
         config.run, config.resume, config.overwrite, config.plain

@@ -1,4 +1,4 @@
-"""What frozen features are worth on another data set, measured while the run goes on.
+"""Linear probe of frozen features on another data set, measured during the run.
 
 At a validation the network that validation looks at (the weight average, if there is one) computes
 the features of some windows of the other set; a logistic regression per label is fitted on its
@@ -58,7 +58,7 @@ class ExternalProbe:
         batch_size: Windows per forward pass of a rank.
 
     Attributes:
-        overlap: What is known of records and patients that are also trained on, in words.
+        overlap: Summary of the records and patients that are also trained on.
 
     Raises:
         UserError: The sets do not go together, a part is empty, or what is scored is trained on.
@@ -95,7 +95,7 @@ class ExternalProbe:
                     f"probe.shards={settings.shards} hold no {split} samples. Prepare them with a "
                     "rule that gives train and val records."
                 )
-        # The whole part, also where only some is scored: what is refused is no matter of luck.
+        # The whole split, also where only some is scored: a refusal does not depend on the draw.
         scored = shards.index[shards.rows("val")]
         self.overlap = check_overlap(
             scored["record_key"].astype(str).tolist(),
@@ -193,7 +193,7 @@ class ExternalProbe:
         truth = answers_of(self.shards, val_rows).numpy()
         observed = ~np.isnan(truth)
         scored = ranking_metrics(logits, (truth == 1).astype(np.uint8), observed.astype(np.uint8))
-        # Without both values in training the readout is a constant, which says nothing.
+        # Without both values in training the readout is a constant.
         learnt = ((answers == 1).any(0) & (answers == 0).any(0)).numpy()
         mean_area = macro(scored.auroc[learnt], scored.num_positives[learnt])
         return mean_area.value, float(mean_area.num_labels)

@@ -1,7 +1,7 @@
 """What the ranks of a job decide together: stop, save, end by an error.
 
 Clocks differ by moments, a signal may reach one rank only, and so may a damaged sample; ranks that
-disagreed would wait for each other for good. One small reduction per step answers all.
+disagreed would wait for each other for ever. One small reduction per step decides all of it.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
-"""What a run is at one moment: position, scores, best validation, counts; saved as one.
+"""State of a run: position, scores, best validation, counts; saved and restored as one.
 
 `RunState` holds everything that training changes beside weights and optimizer, and is restored from
-a checkpoint in one place. `RunMetadata` is what a checkpoint says about its run and never changes.
+a checkpoint in one place. `RunMetadata` is what a checkpoint states about its run.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from ecgfounder_train.weights.checkpoint import FORMAT_VERSION
 
 @dataclass(frozen=True)
 class RunMetadata:
-    """What a checkpoint says about its run beside the state."""
+    """What a checkpoint states about its run beside the state."""
 
     spec: dict[str, Any]
     config: dict[str, Any]

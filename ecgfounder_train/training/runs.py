@@ -70,7 +70,9 @@ def list_runs(folder: Path | str, stale_after_s: float = 1800.0) -> list[RunStat
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}. Give the one of your runs: paths.runs=DIR.")
+        raise UserError(
+            f"There is no folder {folder}. Give the folder of your runs: paths.runs=DIR."
+        )
     found = sorted(path.parent for path in folder.glob("*/config.yaml"))
     # Files of a cluster's file system answer slowly, and many at a time.
     with ThreadPoolExecutor(16) as pool:

@@ -1,4 +1,4 @@
-"""Ctrl-C and the batch system's signals: note them, act at the end of a step.
+"""Ctrl-C and the batch system's signals: noted by a handler, acted on at the end of a step.
 
 Saving inside a signal handler deadlocks when one rank is in its backward pass and another at the
 save's barrier (lightning issue 21406; seen in 2 of 3 signals), so the handler only sets a flag.
@@ -13,7 +13,7 @@ from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 LONGEST_GRACE_S = 1800.0
-"""A site's grace time of preemption is shorter; then whoever sent the signal forgot about us."""
+"""Longer than any site's grace time of preemption."""
 
 
 class StopRequest:
@@ -24,14 +24,14 @@ class StopRequest:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.signal is signal.SIGINT and number == signal.SIGINT:
-            # Whoever presses Ctrl-C twice does not want to wait for the end of the step.
+            # A second Ctrl-C asks not to wait for the end of the step.
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
 
     def listen(self) -> None:
         """Become the only handler of the signals.
 
-        To be called again when Lightning has started: it puts a handler of its own before ours on
+        Called again when Lightning has started: it puts a handler of its own before ours on
         SIGTERM, which ends the run by an exception before anything is saved, and with several ranks
         calls a collective from inside the handler.
         """
@@ -47,7 +47,7 @@ class StopRequest:
 def stay_if_preempted(request: StopRequest) -> None:
     """Wait for the end that SLURM has announced by SIGTERM; return at once in any other case.
 
-    A job that ends by itself within the grace time of a preemption is gone; one that is still there
+    A job that ends within the grace time of a preemption is not requeued; one that is still there
     when the time is over is killed and requeued (measured with SLURM 22.05). `scancel` kills too.
     """
     if request.signal is not signal.SIGTERM or "SLURM_STEP_ID" not in os.environ:
@@ -61,8 +61,8 @@ def stay_if_preempted(request: StopRequest) -> None:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Yield a request that SIGINT, SIGTERM and SIGUSR1 fill while the block runs.
 
-    Also where the process was started with them blocked, as a child inherits it: it would hear of
-    no time limit, and be killed with nothing saved.
+    Also where the process was started with them blocked, as a child inherits it: it would
+    not notice its time limit, and be killed with nothing saved.
     """
     request = StopRequest()
     previous = {number: signal.getsignal(number) for number in SIGNALS}

@@ -1,4 +1,4 @@
-"""How a start of a run begins: from which checkpoint, with which settings, and its record.
+"""Start of a run: which checkpoint it continues from, whether its settings fit, its record.
 
 The same command is idempotent: it continues a run that was interrupted, does nothing to one that is
 complete, and never replaces work. What there is to continue is decided from everything in the run
@@ -273,7 +273,7 @@ def _samples_saved(run: RunDirectory) -> int:
 
 
 def _identity(path: Path) -> str:
-    """Return what tells a checkpoint from another, wherever it lies: its members' checksums."""
+    """Return an id of a checkpoint's content, by its members' checksums; the path plays no part."""
     with zipfile.ZipFile(path) as archive:
         members = [(item.filename.split("/", 1)[-1], item.CRC) for item in archive.infolist()]
     return fingerprint(members)

@@ -14,7 +14,8 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,14 @@ def kill_group(process: subprocess.Popen[str]) -> None:
     """Kill a command and all it started."""
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+
+
+@contextmanager
+def no_warning() -> Iterator[None]:
+    """Fail where the block warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
 
 
 def wait_for_step(run: RunDirectory, step: int, alive: Callable[[], bool]) -> None:
