@@ -32,6 +32,7 @@ from ecgfounder_train.core.pseudonyms import Secret
 from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.records import EcgRecord
 from ecgfounder_train.records.profiles import SignalProfile
+from ecgfounder_train.records.record import StoredRecording
 from ecgfounder_train.records.storage import is_remote
 from ecgfounder_train.shards.engines import (
     ExecutorOptions,
@@ -157,7 +158,7 @@ def build_shards(
     executor: ExecutorOptions | None = None,
     private: Path | str | None = None,
     storage_options: Mapping[str, Any] | None = None,
-    read_ecg: Callable[[str], EcgRecord] | None = None,
+    read_ecg: Callable[[str], EcgRecord | StoredRecording] | None = None,
 ) -> Manifest:
     """Write shards, index and manifest of a catalog; make only what is missing.
 

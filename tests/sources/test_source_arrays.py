@@ -11,8 +11,8 @@ import pytest
 from ecgfounder_train.core.errors import RejectedRecordError, UserError
 from ecgfounder_train.core.pseudonyms import Secret
 from ecgfounder_train.labels import Vocabulary
-from ecgfounder_train.records import SignalProfile
-from ecgfounder_train.records.sources import SourceTable, open_source
+from ecgfounder_train.records import EcgRecord, SignalProfile
+from ecgfounder_train.records.sources import SourceTable, arrays, open_source
 from ecgfounder_train.splits import PatientSplit
 
 LEADS = ["II", "I", "V1"]
@@ -123,6 +123,20 @@ def test_padding_at_the_ends_is_left_out_where_asked(tmp_path: Path) -> None:
     assert table.read_ecg("0").signal.shape == (3, 850)
     with pytest.raises(RejectedRecordError, match="nothing but padding"):
         table.read_ecg("2")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_long_records_of_an_array_are_read_piece_by_piece(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrays, "LONG_VALUES", 2999)
+    table = read(tmp_path, kind, STORED.transpose(1, 2, 0), axes=["leads", "samples", "records"])
+    assert table.read_ecg is not None
+    record = pickle.loads(pickle.dumps(table.read_ecg))("4")
+    assert not isinstance(record, EcgRecord)
+    assert (record.num_samples, record.fs) == (1000, 100)
+    part = record.read(990, None).signal
+    np.testing.assert_allclose(part, STORED[4, :, 990:] / 1000, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

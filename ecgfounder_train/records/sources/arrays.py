@@ -8,7 +8,7 @@ other source: limits, filters, windows, labels, split.
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from ecgfounder_train.core.errors import RejectedRecordError, RejectReason, UserError, did_you_mean
 from ecgfounder_train.core.extras import needs
 from ecgfounder_train.core.untrusted import hdf5_datasets
-from ecgfounder_train.records.header import MAX_FS, MAX_VALUES, MILLIVOLTS_PER_UNIT
-from ecgfounder_train.records.record import EcgRecord
+from ecgfounder_train.records.header import MAX_FS, MILLIVOLTS_PER_UNIT
+from ecgfounder_train.records.reader import LONG_VALUES
+from ecgfounder_train.records.record import EcgRecord, StoredRecording
 from ecgfounder_train.records.sources.label_table import label_columns, require_utf8
 from ecgfounder_train.records.sources.rows import gather_rows
 from ecgfounder_train.records.sources.table import (
@@ -58,7 +59,8 @@ class ArraysSource:
     """Name within an HDF5 file or a Zarr group; None: its only array of three axes."""
     axes: Sequence[str] = _AXES
     trim_padding: bool = False
-    """Leave out zeros or NaN in all leads at both ends."""
+    """Leave out zeros or NaN in all leads at both ends. (Of long recordings such windows are left
+    out and counted.)"""
     row_column: str | None = None
     """Place in the array, from 0; None: rows of the table are in its order."""
     record_column: str | None = None
@@ -116,7 +118,7 @@ class ArraysSource:
                 f"source.axes=[{', '.join(self.axes)}] must be records, leads and samples in the "
                 "order in which the array has them."
             )
-        names = [self.leads] if isinstance(self.leads, str) else list(self.leads)
+        names = self.lead_names
         if len(set(names)) < len(names) or not names:
             raise UserError(
                 f"source.leads=[{', '.join(names)}] must name each stored lead once, in order."
@@ -126,9 +128,9 @@ class ArraysSource:
         return self.root / Path(name).expanduser()
 
     def _data(self) -> Any:
-        data = _open(str(self._path(self.array)), self.dataset)
+        data = self.opened()
         shape = dict(zip(self.axes, data.shape, strict=True))
-        leads = [self.leads] if isinstance(self.leads, str) else self.leads
+        leads = self.lead_names
         if shape["leads"] != len(leads):
             stated = ", ".join(f"{shape[axis]:,} {axis}" for axis in self.axes)
             raise UserError(
@@ -185,35 +187,67 @@ class ArraysSource:
         counts["records_without_table_row"] = number - table.height
         return table, counts
 
-    def read_ecg(self, record_path: str) -> EcgRecord:
-        """Return one record in mV.
+    def read_ecg(self, record_path: str) -> EcgRecord | StoredRecording:
+        """Return one record in mV; one of more than `LONG_VALUES` values is opened, not read.
 
         Raises:
-            RejectedRecordError: It cannot be read, is too large, or is nothing but padding.
+            RejectedRecordError: It cannot be read, or is nothing but padding.
         """
-        data = _open(str(self._path(self.array)), self.dataset)
-        axes = list(self.axes)
-        values = data.size // max(data.shape[axes.index("records")], 1)
-        if values > MAX_VALUES:
-            raise RejectedRecordError(
-                RejectReason.UNREADABLE_SIGNAL, f"{values} values are too many to be read at once"
-            )
+        recording = ArrayRecording(self, int(record_path))
+        if recording.num_samples * len(self.lead_names) > LONG_VALUES:
+            return recording
+        record = recording.read()
+        return replace(record, signal=_trimmed(record.signal)) if self.trim_padding else record
+
+    @property
+    def lead_names(self) -> tuple[str, ...]:
+        """Names of the stored leads."""
+        return (self.leads,) if isinstance(self.leads, str) else tuple(self.leads)
+
+    def opened(self) -> Any:
+        """Return the array, of which only what is asked for is read."""
+        return _open(str(self._path(self.array)), self.dataset)
+
+
+@dataclass(frozen=True)
+class ArrayRecording:
+    """One record of an array, of which any range of samples is read."""
+
+    source: ArraysSource
+    place: int
+    comments: tuple[str, ...] = ()
+
+    @property
+    def fs(self) -> float:
+        """Sampling rate, Hz."""
+        return float(self.source.fs)
+
+    @property
+    def num_samples(self) -> int:
+        """Length of a record."""
+        return int(self.source.opened().shape[list(self.source.axes).index("samples")])
+
+    def read(self, start: int = 0, stop: int | None = None) -> EcgRecord:
+        """Return the samples from `start` to `stop` in mV, NaN where a value is not finite.
+
+        Raises:
+            RejectedRecordError: The file is damaged.
+        """
+        axes = list(self.source.axes)
         index: list[Any] = [slice(None)] * 3
-        index[axes.index("records")] = int(record_path)
+        index[axes.index("records")] = self.place
+        index[axes.index("samples")] = slice(start, stop)
         try:
-            stored = np.asarray(data[tuple(index)], np.float32)
+            stored = np.asarray(self.source.opened()[tuple(index)], np.float32)
         except (OSError, ValueError, RuntimeError) as error:
             raise RejectedRecordError(
                 RejectReason.UNREADABLE_SIGNAL, f"cannot be read: {type(error).__name__}"
             ) from None
         if axes.index("leads") > axes.index("samples"):
             stored = stored.T
-        signal = stored * np.float32(MILLIVOLTS_PER_UNIT[self.unit.lower()])
+        signal = stored * np.float32(MILLIVOLTS_PER_UNIT[self.source.unit.lower()])
         signal[~np.isfinite(signal)] = np.nan
-        if self.trim_padding:
-            signal = _trimmed(signal)
-        names = (self.leads,) if isinstance(self.leads, str) else tuple(self.leads)
-        return EcgRecord(np.ascontiguousarray(signal), names, float(self.fs))
+        return EcgRecord(np.ascontiguousarray(signal), self.source.lead_names, self.fs)
 
 
 def _trimmed(signal: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ import polars as pl
 
 from ecgfounder_train.core.cells import MISSING_WORDS, Statements
 from ecgfounder_train.core.errors import UserError, did_you_mean
-from ecgfounder_train.records.record import EcgRecord
+from ecgfounder_train.records.record import EcgRecord, StoredRecording
 from ecgfounder_train.records.storage import fetch_tables, is_remote
 
 RECORD_COLUMNS: dict[str, pl.DataType] = {
@@ -66,7 +66,7 @@ class SourceTable:
     """Text of each statement code, where the source has a dictionary."""
     storage_options: Mapping[str, Any] = field(default_factory=dict)
     """What fsspec needs to open the root, where it is a URL."""
-    read_ecg: Callable[[str], EcgRecord] | None = None
+    read_ecg: Callable[[str], EcgRecord | StoredRecording] | None = None
     """Reads the recording at a `record_path` of other files than WFDB; picklable."""
     label_source: str = ""
     """Which of the `readings` the records' statements are."""
