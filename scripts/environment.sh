@@ -1,8 +1,8 @@
 # Sourced by demo.sh and test.sh: leaves in $PYTHON an interpreter that has this project installed.
 #
 # An existing environment is used as it is when named by ECGFOUNDER_ENV=DIR or `--env DIR` (a GPU
-# machine's torch stays untouched). Otherwise .venv is made here, with the versions of
-# scripts/constraints.txt; made once, it is reused until they change.
+# machine's torch is not changed). Otherwise .venv is made here with the versions and hashes of
+# scripts/constraints-cpu.txt or -cuda.txt, and reused until they change.
 # ECGFOUNDER_TORCH_INDEX=URL takes torch from another package index, for instance PyTorch's CPU one.
 
 fail() { echo "error: $*" >&2; exit 1; }
@@ -30,6 +30,16 @@ make_venv() {
   "$base" -m venv .venv || fail "cannot make .venv; on Debian or Ubuntu: apt-get install python3-venv"
 }
 
+# The lock that goes with the installed torch: a CUDA build requires NVIDIA's libraries.
+lock_of_torch() {
+  if "$PYTHON" -c 'import importlib.metadata as m, sys
+sys.exit("nvidia" not in " ".join(m.requires("torch") or []))'; then
+    echo scripts/constraints-cuda.txt
+  else
+    echo scripts/constraints-cpu.txt
+  fi
+}
+
 prepare_environment() {
   if [ -n "${ECGFOUNDER_ENV:-}" ]; then
     PYTHON=$ECGFOUNDER_ENV/bin/python
@@ -40,16 +50,19 @@ prepare_environment() {
   fi
   local base stamp
   base=$(find_python) || exit 1
-  stamp=$(cat pyproject.toml scripts/constraints.txt | sha256sum | cut -c1-16)
+  stamp=$(cat pyproject.toml scripts/constraints*.txt | sha256sum | cut -c1-16)
   PYTHON=$PWD/.venv/bin/python
   if [ "$(cat .venv/installed 2>/dev/null)" != "$stamp" ]; then
     echo "Making the environment .venv (a few minutes, once) ..."
     [ -x "$PYTHON" ] || make_venv "$base"
     local pip=("$PYTHON" -m pip --disable-pip-version-check -q)
-    "${pip[@]}" install ${ECGFOUNDER_TORCH_INDEX:+--index-url "$ECGFOUNDER_TORCH_INDEX"} \
+    # torch by its version alone: its builds for CPUs and for each CUDA have hashes of their own.
+    "${pip[@]}" install --no-deps \
+      ${ECGFOUNDER_TORCH_INDEX:+--index-url "$ECGFOUNDER_TORCH_INDEX"} \
       "$(grep '^torch==' scripts/constraints.txt)" || fail "torch could not be installed (see above)"
-    "${pip[@]}" install -c scripts/constraints.txt -e '.[dev]' \
+    "${pip[@]}" install --no-deps --require-hashes -r "$(lock_of_torch)" \
       || fail "the packages could not be installed (see above)"
+    "${pip[@]}" install --no-deps -e . || fail "this project could not be installed (see above)"
     echo "$stamp" >.venv/installed
   fi
 }

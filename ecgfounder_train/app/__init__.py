@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ecgfounder_train.app.composition import CONFIGS, choices, compose_config, first_line
+from ecgfounder_train.app.entrance import check_paths
 from ecgfounder_train.app.manual import manual_page
 from ecgfounder_train.app.sections import check_settings
 from ecgfounder_train.app.sweeps import run_under_hydra
@@ -142,6 +143,7 @@ def _guarded(verb: str, task: Task, composed: Callable[[], DictConfig]) -> int:
     try:
         config = _to_plain(composed())
         check_settings(verb, config)
+        check_paths(verb, config)
         with ctrl_c_as_exception():
             return task(config) or 0
     except (UserError, RejectedRecordError) as error:
