@@ -9,10 +9,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ecgfounder_train.app import compose_config
-from ecgfounder_train.core.config import parse_settings
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.models import MODEL_TABLE, Net1DConfig, forward_flops
 from ecgfounder_train.models.families import FAMILY_MODEL, parameter_count, resolve_model
+from ecgfounder_train.settings.ablation import BudgetRule
 from ecgfounder_train.shards import ShardSet
 
 STEP_FORWARDS = 3
@@ -35,28 +35,6 @@ class Axis:
 
     name: str
     choices: tuple[Choice, ...]
-
-
-@dataclass(frozen=True)
-class BudgetRule:
-    """What all members have in common: ECGs seen, or training FLOPs.
-
-    Args:
-        samples: ECGs each member sees.
-        flops: Training FLOPs of each member.
-    """
-
-    samples: int | float | None = None
-    flops: float | None = None
-
-    def __post_init__(self) -> None:
-        if (self.samples is None) == (self.flops is None):
-            raise UserError(
-                "An ablation compares under one budget: give either ablation.budget.samples or "
-                "ablation.budget.flops, the other null."
-            )
-        if (self.samples or self.flops or 0) <= 0:
-            raise UserError("ablation.budget.samples and ablation.budget.flops must be above 0.")
 
 
 @dataclass(frozen=True)
@@ -131,7 +109,7 @@ class Ablation:
         common = [f"paths.{key}={value}" for key, value in config["paths"].items()]
         if config["shards"] is not None:
             common.append(f"shards={config['shards']}")
-        budget = parse_settings(BudgetRule, section["budget"], "ablation.budget")
+        budget = BudgetRule.from_config(section["budget"])
         return cls(name, axes, budget, (*common, *map(str, overrides)))
 
     @property

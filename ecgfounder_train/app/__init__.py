@@ -67,6 +67,7 @@ _WITH_WORD = ("ablate", "bench")
 
 def main() -> NoReturn:
     """Run `ecgfounder VERB ...`, the command that pip installs."""
+    tolerate_closed_pipes()
     verbs = sorted(path.stem for path in COMMANDS.glob("[a-z]*.py"))
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if verb in ("-h", "--help"):

@@ -91,7 +91,9 @@ def _leaves(
 ) -> Iterator[tuple[str, Any]]:
     """Yield dotted keys and values; a mapping with a comment of its own is one value."""
     for key, value in section.items():
-        if isinstance(value, Mapping) and value and f"{prefix}{key}" not in comments:
+        name = f"{prefix}{key}"
+        is_section = name not in comments or any(item.startswith(f"{name}.") for item in comments)
+        if isinstance(value, Mapping) and value and is_section:
             yield from _leaves(value, comments, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

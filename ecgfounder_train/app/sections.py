@@ -80,6 +80,18 @@ GROUPS: dict[str, Group] = {
             asymmetric="AsymmetricSettings",
         ),
     ),
+    "labels": Group("", {"": "settings.preparing:LabelSettings"}),
+    "build": Group("", {"": "settings.preparing:BuildSettings"}),
+    "executor": Group(
+        "kind",
+        _same_module(
+            "settings.preparing",
+            inline="InlineExecutor",
+            local="LocalExecutor",
+            slurm="SlurmExecutor",
+        ),
+    ),
+    "ablation": Group("", {"": "settings.ablation:AblationSettings"}),
     "model": Group(
         "name",
         {"net1d_family": "settings.model:FamilySettings"},
@@ -89,6 +101,14 @@ GROUPS: dict[str, Group] = {
 
 VERBS: dict[str, tuple[str, ...]] = {
     "pretrain": ("settings.training:PretrainSettings",),
+    "prepare": ("settings.preparing:PrepareSettings",),
+    "evaluate": ("settings.evaluation:EvaluateSettings",),
+    "predict": ("settings.evaluation:PredictSettings",),
+    "finetune": ("settings.finetuning:FinetuneSettings",),
+    "export": ("settings.evaluation:ExportSettings",),
+    "ablate": ("settings.ablation:AblateSettings",),
+    "verify": ("settings.evaluation:VerifySettings",),
+    "runs": ("settings.evaluation:RunsSettings",),
     "doctor": ("settings.training:DoctorSettings", "settings.training:PretrainSettings"),
 }
 

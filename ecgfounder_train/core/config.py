@@ -135,9 +135,15 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
-def section(cls: type[Any], comment: str = "", **changed: Any) -> Any:
-    """Return a dataclass field that holds a section, with other defaults where `changed` says."""
-    metadata = {"statement": Statement(comment), "section": cls, "changed": changed}
+def section(cls: type[Any], only: Sequence[str] = (), **changed: Any) -> Any:
+    """Return a dataclass field that holds a section.
+
+    Args:
+        cls: The section.
+        only: Keys that are composed and shown; empty: all.
+        changed: Defaults that differ from the section's own.
+    """
+    metadata = {"statement": Statement(""), "section": cls, "only": only, "changed": changed}
     return field(default_factory=lambda: cls(**changed), metadata=metadata)
 
 
@@ -148,6 +154,8 @@ class Section:
     """
 
     section_name: ClassVar[str] = ""
+    composed_keys: ClassVar[Sequence[str]] = ()
+    """Keys that composed configs have; empty: all."""
 
     def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -205,15 +213,16 @@ def parse_settings(cls: type[SectionT], config: Mapping[str, Any], prefix: str) 
     return cls(**values)
 
 
-def defaults(cls: type[Any], **changed: Any) -> dict[str, Any]:
+def defaults(cls: type[Any], only: Sequence[str] = (), **changed: Any) -> dict[str, Any]:
     """Return a section's keys and defaults as Hydra composes them, nested sections included."""
     tree: dict[str, Any] = {}
+    only = only or getattr(cls, "composed_keys", ())
     for item in _fields(cls):
         statement: Statement = item.metadata["statement"]
-        if not statement.composed:
+        if not statement.composed or (only and item.name not in only):
             continue
         if (nested := item.metadata.get("section")) is not None:
-            tree[item.name] = defaults(nested, **item.metadata["changed"])
+            tree[item.name] = defaults(nested, item.metadata["only"], **item.metadata["changed"])
         elif item.name in changed:
             tree[item.name] = _plain(changed[item.name])
         elif statement.composed_as is not None:
@@ -225,12 +234,17 @@ def defaults(cls: type[Any], **changed: Any) -> dict[str, Any]:
     return tree
 
 
-def statements(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, Statement, Any]]:
+def statements(
+    cls: type[Any], prefix: str = "", only: Sequence[str] = ()
+) -> Iterator[tuple[str, Statement, Any]]:
     """Yield dotted key, statement and type of every key of a section, nested sections included."""
     hints = _hints(cls)
+    only = only or getattr(cls, "composed_keys", ())
     for item in _fields(cls):
+        if only and item.name not in only:
+            continue
         if (nested := item.metadata.get("section")) is not None:
-            yield from statements(nested, f"{prefix}{item.name}.")
+            yield from statements(nested, f"{prefix}{item.name}.", item.metadata["only"])
         elif "statement" in item.metadata:
             yield f"{prefix}{item.name}", item.metadata["statement"], hints[item.name]
 

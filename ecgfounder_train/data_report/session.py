@@ -1,26 +1,22 @@
 """Both pages of a prepared folder: made when something changed, else left as they are."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from ecgfounder_train import __version__
 from ecgfounder_train.catalog import Catalog
-from ecgfounder_train.core.config import parse_settings
 from ecgfounder_train.core.csv_files import unescape_formula
-from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file, sha256_file
 from ecgfounder_train.core.fingerprints import fingerprint
-from ecgfounder_train.core.small_cells import MIN_CELL
 from ecgfounder_train.data_report.counts import count_records
 from ecgfounder_train.data_report.disclosure import check_min_cell
 from ecgfounder_train.data_report.page import ReportPage
 from ecgfounder_train.data_report.strips import remove_strips, strips_page
 from ecgfounder_train.records.sources import SourceTable
+from ecgfounder_train.settings.preparing import ReportSettings
 from ecgfounder_train.shards import RecordPlace, ShardSet
 from ecgfounder_train.shards.manifest import REPORT_NAME
 
@@ -31,25 +27,12 @@ _FOOTER = f"ecgfounder_train {__version__}. Research use only; not a medical dev
 
 
 @dataclass(frozen=True)
-class ReportOptions:
+class ReportOptions(ReportSettings, name="report"):
     """The keys of ``report`` in ``configs/prepare.yaml``."""
 
-    enabled: bool = True
-    min_cell: int = MIN_CELL
-    strips: int = 24
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "ReportOptions":
-        """Return checked options.
-
-        Raises:
-            UserError: An unknown key, or a value out of range.
-        """
-        options = parse_settings(cls, config, "report")
-        check_min_cell(options.min_cell)
-        if options.strips < 0:
-            raise UserError(f"report.strips={options.strips} must be 0 (none) or more.")
-        return options
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_min_cell(self.min_cell)
 
 
 def write_data_report(

@@ -33,6 +33,7 @@ from ecgfounder_train.inference.pipeline import (
 )
 from ecgfounder_train.inference.strips import StripWriter
 from ecgfounder_train.inference.table import OutputTable, Tally
+from ecgfounder_train.settings.evaluation import PredictOptions
 
 METADATA_KEY = b"ecgfounder_train"
 """Of the parquet file's schema metadata: JSON with the outputs, thresholds and fingerprints."""
@@ -40,28 +41,9 @@ PARTS_SUFFIX = ".parts"
 _KEY_FILE = "key.json"
 
 
-@dataclass(frozen=True)
-class PredictSettings:
-    """The keys of `configs/predict.yaml` that are not about which weights."""
-
-    input: str
-    output: str
-    output_kind: str = "probabilities"
-    threshold: str | None = "youden"
-    windows: str | None = None
-    min_duration_s: float | None = None
-    pool: str = "mean"
-    derive_leads: bool = True
-    input_fs: float | None = None
-    input_unit: str | None = None
-    input_leads: Sequence[str] | None = None
-    strips: str | None = None
-    max_strips: int = 100
-    batch_size: int = 32
-    num_workers: int = 2
-    precision: str = "32"
-    part_size: int = 2000
-    per_window: bool | None = None
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings(PredictOptions, name=""):
+    """The keys of `predict` that do not choose the weights."""
 
     @property
     def options(self) -> InputOptions:
@@ -101,8 +83,6 @@ def predict_files(config: Mapping[str, Any], checkpoint: Path, device: str) -> l
     output = Path(settings.output)
     if output.suffix not in (".csv", ".parquet"):
         raise UserError(f"output={output} must end in .csv or .parquet.")
-    if settings.part_size < 1:
-        raise UserError(f"part_size={settings.part_size} is not a number of recordings above 0.")
     found = find_records(settings.input, settings.options)
     pipeline = settings.pipeline
     model = load_model(checkpoint, device).with_windows(settings.windows, settings.min_duration_s)

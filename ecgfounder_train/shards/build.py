@@ -10,16 +10,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from ecgfounder_train import __version__
-from ecgfounder_train.core.config import parse_settings
 from ecgfounder_train.core.csv_files import write_frame
-from ecgfounder_train.core.errors import RejectReason, UserError, did_you_mean
+from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import atomic_file, sweep_partial_files
 from ecgfounder_train.core.fingerprints import canonical_json, fingerprint
 from ecgfounder_train.core.private_files import (
@@ -34,6 +33,7 @@ from ecgfounder_train.records import EcgRecord
 from ecgfounder_train.records.profiles import SignalProfile
 from ecgfounder_train.records.record import StoredRecording
 from ecgfounder_train.records.storage import is_remote
+from ecgfounder_train.settings.preparing import BuildSettings
 from ecgfounder_train.shards.engines import (
     ExecutorOptions,
     InlineEngine,
@@ -44,7 +44,6 @@ from ecgfounder_train.shards.engines import (
 )
 from ecgfounder_train.shards.finished_shards import UNITS_FOLDER, FinishedShards
 from ecgfounder_train.shards.increments import (
-    CHANGE_POLICIES,
     GONE_NAME,
     PLAN_NAME,
     ShardingParams,
@@ -77,55 +76,8 @@ _MOST_LISTED = 20
 
 
 @dataclass(frozen=True)
-class BuildOptions:
+class BuildOptions(BuildSettings, name="build"):
     """The keys of ``configs/build``."""
-
-    records_per_shard: int = 2000
-    seed: int = 0
-    shards_per_pool: int = 256
-    max_reject_share: float = 0.2
-    max_reject_share_by_reason: Mapping[str, float] = field(default_factory=dict)
-    min_rejects: int = 20
-    retry_rejected: bool = False
-    check_sha256: bool = False
-    increment: bool = False
-    changed_records: str = "refuse"
-    tries: int = 3
-    staging_dir: str | None = None
-    num_fetches: int = 16
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "BuildOptions":
-        """Return checked options.
-
-        Raises:
-            UserError: An unknown key or reason, or a value out of range.
-        """
-        options = parse_settings(cls, config, "build")
-        for key in ("records_per_shard", "shards_per_pool", "tries", "num_fetches"):
-            if getattr(options, key) < 1:
-                raise UserError(f"build.{key}={getattr(options, key)} must be at least 1.")
-        if options.changed_records not in CHANGE_POLICIES:
-            raise UserError(
-                f"build.changed_records={options.changed_records} is not a choice."
-                + did_you_mean(options.changed_records, CHANGE_POLICIES)
-            )
-        by_reason = options.max_reject_share_by_reason
-        if not isinstance(by_reason, Mapping):
-            raise UserError(
-                f"build.max_reject_share_by_reason={by_reason} must give shares by reason, such as "
-                "build.max_reject_share_by_reason.too_short=0.5."
-            )
-        for reason in by_reason:
-            if reason not in set(RejectReason):
-                raise UserError(
-                    f"build.max_reject_share_by_reason.{reason} is not a reject reason."
-                    + did_you_mean(reason, RejectReason)
-                )
-        shares = (options.max_reject_share, *by_reason.values())
-        if not all(isinstance(share, int | float) and 0 <= share <= 1 for share in shares):
-            raise UserError("build.max_reject_share and its exceptions must be between 0 and 1.")
-        return options
 
     def share_of(self, reason: str) -> float:
         """Return the share of all records that may be rejected for a reason."""

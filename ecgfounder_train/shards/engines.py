@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,15 +26,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfounder_train.core.config import parse_settings
-from ecgfounder_train.core.errors import UserError, did_you_mean
+from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.extras import needs
 from ecgfounder_train.core.private_files import open_private_folder
 from ecgfounder_train.records.profiles import SignalProfile
+from ecgfounder_train.settings.preparing import ExecutorSettings
 from ecgfounder_train.shards.plan import PlannedShard
 from ecgfounder_train.shards.writer import BuiltShard, RecordPlace, build_shard
 
-KINDS = ("inline", "local", "slurm")
 _LOST_WORKERS = 10  # a shard is not retried after losing this many workers
 _POLL_S = 2.0
 _LOST_JOB_S = 10.0  # a job without any worker for this long is replaced
@@ -42,46 +41,8 @@ _TELL_S = 60.0
 
 
 @dataclass(frozen=True)
-class ExecutorOptions:
+class ExecutorOptions(ExecutorSettings, name="executor"):
     """The keys of ``configs/executor``."""
-
-    kind: str = "inline"
-    num_workers: int | None = None
-    """Worker processes; None: one per core that this process may use."""
-    min_records: int = 5000
-    """Fewer are built in this process: workers take seconds to start."""
-    memory_per_worker: str = "2GB"
-    encrypt: bool | None = None
-    """TLS between the processes; None: where the package `cryptography` is installed."""
-    partition: str | None = None
-    account: str | None = None
-    workers_per_job: int = 1
-    walltime: str = "24:00:00"
-    directives: tuple[str, ...] = ()
-    interface: str | None = None
-    log_dir: str | None = None
-    python: str | None = None
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "ExecutorOptions":
-        """Return checked options.
-
-        Raises:
-            UserError: An unknown key or kind, or a value out of range.
-        """
-        values = {**config, "directives": tuple(config.get("directives") or ())}
-        options = parse_settings(cls, values, "executor")
-        if options.kind not in KINDS:
-            raise UserError(
-                f"executor.kind={options.kind} is not a kind.{did_you_mean(options.kind, KINDS)}"
-            )
-        for key in ("num_workers", "workers_per_job"):
-            value = getattr(options, key)
-            if value is not None and value < 1:
-                raise UserError(f"executor.{key}={value} must be at least 1.")
-        if options.kind == "slurm" and options.num_workers is None:
-            raise UserError("executor=slurm needs executor.num_workers=N, the worker processes.")
-        return options
 
     def workers(self) -> int:
         """Return how many worker processes there are to be."""

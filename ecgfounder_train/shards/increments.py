@@ -31,7 +31,6 @@ _UNREADABLE = (
     TypeError,
 )
 _FACTS = tuple(name for name in PLAN_COLUMNS if name not in ("record_path", "record_key"))
-CHANGE_POLICIES = ("refuse", "keep", "rewrite")
 
 
 @dataclass(frozen=True)
