@@ -14,12 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ecgfounder_train.app.sections import register, verb_sections
 from ecgfounder_train.core.commands import program
-from ecgfounder_train.core.config import REQUIRED, defaults
+from ecgfounder_train.core.config import CONFIGS, REQUIRED, defaults
 from ecgfounder_train.core.errors import UserError, did_you_mean
-
-_PACKAGE = Path(__file__).resolve().parents[1]
-# In a wheel the configs are inside the package, in a checkout beside it.
-CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 
 _TEXT_KEYS = {
     *("run", "from_run", "compare", "average", "controls", "scratch"),

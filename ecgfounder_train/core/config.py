@@ -7,16 +7,30 @@ defaults, `--help` and docs/settings.md are derived from these statements.
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
 
 from ecgfounder_train.core.errors import UserError, did_you_mean
 
 SectionT = TypeVar("SectionT")
 
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
+"""Folder of the configuration files: inside the package in a wheel, beside it in a checkout."""
+
 LARGEST_SEED = 2**63 - 1
 
 REQUIRED = "???"
 """OmegaConf's mark of a key that must be given."""
+
+
+def stated_in(file: str) -> dict[str, Any]:
+    """Return the keys and values of a configuration file that states them itself."""
+    content = yaml.safe_load((CONFIGS / file).read_text(encoding="utf-8"))
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items() if key != "defaults"}
 
 
 @dataclass(frozen=True)

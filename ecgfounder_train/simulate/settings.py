@@ -4,80 +4,23 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from ecgfounder_train.core.config import stated_in
 from ecgfounder_train.core.errors import UserError, did_you_mean
 from ecgfounder_train.simulate.prevalence import prevalences
 
 SITES = ("I0001", "I0006")
 
-DEFAULTS: dict[str, Any] = {
-    "num_patients": 400,
-    "seed": 0,
-    "num_workers": 1,
-    "layout": "5.0",
-    "write_signals": True,
-    "duration_s": 10.0,
-    "fs_500_share": 0.7,
-    "coarse_gain_share": 0.2,
-    "nonzero_baseline_share": 0.02,
-    "sites": {
-        "I0001": {
-            "share": 0.7,
-            "ecgs_per_patient": 5.8,
-            "missing_over_read": 0.189,
-            "missing_acquisition": 2e-7,
-            "missing_v24": 0.0129,
-            "empty_codes": 0.0,
-            "mixed_separators": 0.0,
-        },
-        "I0006": {
-            "share": 0.3,
-            "ecgs_per_patient": 2.9,
-            "missing_over_read": 0.001,
-            "missing_acquisition": 0.0,
-            "missing_v24": 0.0247,
-            "empty_codes": 0.0056,
-            "mixed_separators": 0.5,
-        },
-    },
-    "bad_records": {
-        "unreadable_header": 0.003,
-        "missing_signal_file": 0.004,
-        "truncated_signal": 0.003,
-        "not_12_leads": 0.004,
-        "all_zero": 0.003,
-        "constant_lead": 0.005,
-        "too_short": 0.004,
-        "missing_samples": 0.002,
-        "beyond_20_mv": 0.002,
-    },
-    "few_missing_samples": 0.005,
-    "exact_duplicates": 0.003,
-    "missing_files": 0.002,
-    "missing_metadata": 0.002,
-    "blank_patient_ids": 1,
-    "merged_patients": 0.02,
-    "missing_age": 0.01,
-    "nonpositive_age": 0.004,
-    "missing_sex": 0.004,
-    "recording": {
-        "poor_quality": 0.03,
-        "mains_hum": 0.03,
-        "motion": 0.02,
-        "clipping": 0.002,
-        "lead_off": 0.003,
-        "arm_leads_reversed": 0.004,
-        "leg_lead_reversed": 0.001,
-        "chest_leads_reversed": 0.002,
-    },
-    "mains_hz": 60.0,
-    "weakened_statements": 0.25,
-    "alternative_codes": 0.03,
-    "missed_positives": 0.02,
-    "software_disagreement": 0.06,
-    "software_additions": 0.05,
-    "prevalences": {},
-}
-"""`out` has no default. Shares are of records unless the name says patients."""
+
+def _defaults() -> dict[str, Any]:
+    stated = stated_in("simulate.yaml")
+    # An archive's folder has no default; on a command line 5.0 is a number; `prevalences` are
+    # completed by their own module.
+    own = {key: value for key, value in stated.items() if key not in ("out", "gallery")}
+    return own | {"layout": f"{stated['layout']:.1f}", "prevalences": {}}
+
+
+DEFAULTS: dict[str, Any] = _defaults()
+"""configs/simulate.yaml. Shares are of records unless the name says patients."""
 
 LAYOUTS = ("5.0", "4.0", "2.0")
 _NOT_RATES = {"num_patients", "seed", "num_workers", "duration_s", "blank_patient_ids", "mains_hz"}

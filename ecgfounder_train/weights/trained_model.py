@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ecgfounder_train.core.config import stated_in
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.core.files import sha256_file
 from ecgfounder_train.labels import Vocabulary
@@ -39,16 +40,8 @@ OFFICIAL_LICENCE = (
 )
 UNSTATED_LICENCE = "unstated: whoever trained these weights decides"
 OFFICIAL_LABELS = "ecgfounder150"
-
-# configs/signal/official.yaml, needed where only the package is installed; a test compares them.
-OFFICIAL_SIGNAL: dict[str, Any] = {
-    "name": "official",
-    "lead_aliases": {"ECG": "I"},
-    "stages": ["resample", "notch", "bandpass", "median", "decimate", "statistics", "window"],
-    "notch": {"frequency_hz": 50.0},
-    "bandpass": {"low_hz": 0.67, "high_hz": 40.0},
-    "windows": {"policy": "centre"},
-}
+OFFICIAL_SIGNAL: dict[str, Any] = stated_in("signal/official.yaml")
+"""The signal profile of the released weights, configs/signal/official.yaml."""
 
 
 @dataclass
