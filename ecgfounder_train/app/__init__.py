@@ -20,12 +20,13 @@ from typing import Any, NoReturn, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ecgfounder_train.app.composition import CONFIGS, choices, compose_config, first_line
+from ecgfounder_train.app.composition import choices, compose_config, first_line
 from ecgfounder_train.app.entrance import check_paths
 from ecgfounder_train.app.manual import manual_page
 from ecgfounder_train.app.sections import check_settings
 from ecgfounder_train.app.sweeps import run_under_hydra
 from ecgfounder_train.core.commands import COMMANDS, as_started, program
+from ecgfounder_train.core.config import CONFIGS
 from ecgfounder_train.core.errors import RejectedRecordError, UserError, did_you_mean
 from ecgfounder_train.core.interrupts import (
     INTERRUPTED,

@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from ecgfounder_train.app.composition import CONFIGS, choices, default_config, group_defaults
+from ecgfounder_train.app.composition import choices, default_config, group_defaults
 from ecgfounder_train.app.sections import stated, verb_sections
 from ecgfounder_train.core.commands import as_started
-from ecgfounder_train.core.config import REQUIRED
+from ecgfounder_train.core.config import CONFIGS, REQUIRED
 
 WIDTH = 100
 _COMMENT_COLUMN = 48

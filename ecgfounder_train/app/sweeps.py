@@ -11,8 +11,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from ecgfounder_train.app.composition import CONFIGS, quoted
+from ecgfounder_train.app.composition import quoted
 from ecgfounder_train.app.sections import register
+from ecgfounder_train.core.config import CONFIGS
 
 _TRAINING_VERBS = ("pretrain", "finetune")
 _STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGUSR1)
