@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
+from ecgfounder_train.app import compose_config
 from ecgfounder_train.labels import Vocabulary, vocabulary_names
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "labels"
@@ -13,16 +13,21 @@ FOLDER = Path(__file__).resolve().parents[2] / "configs" / "labels"
 PUBLISHED = "ecgfounder150_published"
 
 
+def vocabulary_of(name: str) -> Vocabulary:
+    config = compose_config("prepare", ["shards=x", "source.root=x", f"labels={name}"])
+    return Vocabulary.from_config(config["labels"])
+
+
 @pytest.mark.parametrize("name", vocabulary_names())
 def test_label_config_opens_the_vocabulary_it_names_with_the_defaults(name: str) -> None:
-    vocabulary = Vocabulary.from_config(OmegaConf.load(FOLDER / f"{name}.yaml"))
+    vocabulary = vocabulary_of(name)
     assert vocabulary.name == name
     assert vocabulary.options["closure"] == "parents"
     assert vocabulary.fingerprint == Vocabulary.load(name).fingerprint
 
 
 def test_the_published_variant_of_the_150_labels_is_the_authors_substring_rule() -> None:
-    vocabulary = Vocabulary.from_config(OmegaConf.load(FOLDER / f"{PUBLISHED}.yaml"))
+    vocabulary = vocabulary_of(PUBLISHED)
     assert vocabulary.labels == Vocabulary.load("ecgfounder150").labels
     assert (vocabulary.match, vocabulary.closure) == ("substring", "none")
 

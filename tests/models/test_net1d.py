@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from ecgfounder_train.app import compose_config
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.models import (
     MODEL_TABLE,
@@ -275,7 +275,8 @@ def test_every_size_has_a_config_file_that_builds_it() -> None:
     # net1d_family is solved for; see test_families.
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*model_names(), "net1d_family"}
     for name in model_names():
-        settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+        config = compose_config("pretrain", ["shards=x", "run=x", f"model={name}"])
+        settings = dict(config["model"])
         assert settings["name"] == name
         with torch.device("meta"):
             assert create_model(**settings).config == MODEL_TABLE[name]

@@ -19,9 +19,9 @@ import polars as pl
 import pytest
 import shard_archive
 import webdataset
-import yaml
 from shard_archive import Archive
 
+from ecgfounder_train.app import compose_config
 from ecgfounder_train.catalog import build_catalog
 from ecgfounder_train.core.errors import RejectReason, UserError
 from ecgfounder_train.core.pseudonyms import Secret
@@ -440,7 +440,7 @@ def test_nothing_to_write_says_why(archive: Archive, tmp_path: Path) -> None:
     [
         ({"record_per_shard": 5}, "records_per_shard"),
         ({"records_per_shard": 0}, "at least 1"),
-        ({"max_reject_share": 20.0}, "between 0 and 1"),
+        ({"max_reject_share": 20.0}, "at least 0 and at most 1"),
         ({"max_reject_share_by_reason": {"to_short": 0.1}}, "too_short"),
         ({"max_reject_share_by_reason": {"too_short": "all"}}, "between 0 and 1"),
         ({"max_reject_share_by_reason": 0.1}, "max_reject_share_by_reason=0.1"),
@@ -453,8 +453,7 @@ def test_wrong_options_name_the_key(config: dict[str, Any], message: str) -> Non
 
 
 def test_default_config_is_valid_and_complete() -> None:
-    path = Path(__file__).resolve().parents[2] / "configs" / "build" / "default.yaml"
-    config = yaml.safe_load(path.read_text())
+    config = compose_config("prepare", ["shards=x", "source.root=x"])["build"]
     options = BuildOptions.from_config(config)
     assert set(config) == set(BuildOptions.__dataclass_fields__)
     assert set(options.max_reject_share_by_reason) <= set(RejectReason)

@@ -13,9 +13,9 @@ from typing import Any
 import psutil
 import pytest
 import shard_archive
-import yaml
 from shard_archive import Archive
 
+from ecgfounder_train.app import compose_config
 from ecgfounder_train.core.errors import UserError
 from ecgfounder_train.records import EcgRecord, read_record
 from ecgfounder_train.shards import ExecutorOptions, verify
@@ -274,6 +274,6 @@ def test_wrong_executor_options_name_the_key(config: dict[str, Any], message: st
 
 @pytest.mark.parametrize("name", ["inline", "local", "slurm"])
 def test_executor_configs_are_valid(name: str) -> None:
-    path = Path(__file__).resolve().parents[2] / "configs" / "executor" / f"{name}.yaml"
-    options = ExecutorOptions.from_config(yaml.safe_load(path.read_text()))
+    words = ["shards=x", "source.root=x", f"executor={name}"]
+    options = ExecutorOptions.from_config(compose_config("prepare", words)["executor"])
     assert options.kind == name
