@@ -62,11 +62,11 @@ class PatientSplit:
     name: str = "patient_hash"
     test_sites: Sequence[str] = ()
     train_sites: Sequence[str] = ()
-    """Sites to train on; none named: all that are no test sites. Other sites have no part."""
+    """Sites to train on; empty: all that are not test sites. Other sites are in no split."""
     val_folds: Sequence[int] = ()
-    """Numbers of the source's folds to validate on; none named: the source's own choice."""
+    """Numbers of the source's folds to validate on; empty: those of the source."""
     test_folds: Sequence[int] = ()
-    """Likewise to test on. Folds in neither list are for training."""
+    """Numbers of the folds to test on. Folds in neither list are for training."""
     test_from_year: int | None = None
     val_from_year: int | None = None
     file: str | None = None
