@@ -78,15 +78,16 @@ def test_killed_export_leaves_no_half_model_and_is_finished_by_the_same_command(
 def test_killed_ablation_is_finished_by_the_same_command(
     tiny_shards: ShardSet, tmp_path: Path
 ) -> None:
-    model = [word for word in tiny.TINY_MODEL if not word.startswith("model=")]
+    fast = ("model.base=net1d_3m_100hz", "+model.group_width=8", "trainer=cpu")
+    fast += ("trainer.num_threads=1", "data.global_batch_size=16")
     words = [
-        *("ablation=augmentation", f"shards={tiny_shards.folder}", "ablation.seeds=[0]"),
+        *("ablation.name=tiny", "ablation.axes.model=[25000,60000]", "ablation.axes.seed=[0]"),
+        *("ablation.budget.samples=64", f"shards={tiny_shards.folder}"),
+        "ablation.overrides=[" + ",".join(f'"{word}"' for word in fast) + "]",
         *(f"paths.runs={tmp_path / 'runs'}", f"paths.ablations={tmp_path / 'ablations'}"),
-        *("model=net1d_1m", *model, "trainer=cpu", "trainer.num_threads=1"),
-        *("data.global_batch_size=16", "budget.max_epochs=1"),
     ]
     command = script("ablate run", *words)
-    killed = kill_after(command, 25)
+    killed = kill_after(command, 15)
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     states = [RunDirectory(path).read_state() for path in (tmp_path / "runs").iterdir()]
