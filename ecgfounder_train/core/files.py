@@ -29,7 +29,7 @@ def atomic_file(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     Raises:
         UserError: The disk is full or the folder cannot be written.
     """
-    path = Path(path)
+    path, is_written = Path(path), False
     partial = path.with_name(f"{path.name}{PARTIAL_MARK}{secrets.token_hex(6)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,13 +37,16 @@ def atomic_file(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
         encoding = None if "b" in mode else "utf-8"
         with open(partial, mode, encoding=encoding, opener=opener) as handle:
             yield handle
+            is_written = True
             handle.flush()
             os.fsync(handle.fileno())
         partial.replace(path)
         sync_folder(path.parent)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        if (number := _error_number(error)) in _WRITE_ERRORS:
+        number = _error_number(error)
+        # A device error inside the block may be one of reading.
+        if number in _WRITE_ERRORS or (is_written and number in _DEVICE_ERRORS):
             raise UserError(
                 f"Cannot write {path}: {os.strerror(number)}. Nothing half-written was left "
                 "behind. Free space or choose another folder, then run the same command again."
@@ -62,8 +65,9 @@ def _error_number(error: BaseException) -> int:
 _NUMBER_IN_TEXT = re.compile(r"\(os error (\d+)\)")
 _WRITE_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
-    *(errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE),
+    *(errno.EACCES, errno.EPERM),
 }
+_DEVICE_ERRORS = {errno.EIO, errno.ESTALE}
 
 
 def sync_folder(folder: Path) -> None:
