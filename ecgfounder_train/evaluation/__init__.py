@@ -1,4 +1,4 @@
-"""From logits to something one can publish: prediction files, tables per label, reports."""
+"""Evaluation: predictions, tables per label, reports and comparisons."""
 
 from ecgfounder_train.evaluation.report import Strip, write_report, write_strips_page
 from ecgfounder_train.evaluation.tables import (

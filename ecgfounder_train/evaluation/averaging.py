@@ -1,4 +1,4 @@
-"""What several networks say together: the mean of their logits, record by record."""
+"""Ensemble of networks: the mean of their logits, record by record."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from ecgfounder_train.metrics.predictions import Predictions
 def averaged(members: Sequence[Predictions]) -> Predictions:
     """Return the first member's rows with the mean of all members' logits.
 
-    Logits, not probabilities: a network that is sure of a record counts for more.
+    Logits, not probabilities: a network that is confident of a record counts for more.
 
     Raises:
         UserError: The members have other rows or other labels; names the run.

@@ -1,4 +1,4 @@
-"""What a model must beat: the same network untrained, with a linear probe on its features."""
+"""Control of an evaluation: the same network untrained, with a linear probe on its features."""
 
 from dataclasses import replace
 
@@ -30,11 +30,11 @@ def untrained_probe(
     """Return the model's network with fresh weights and a linear head fitted on its features.
 
     The head is fitted on the run's own training split (at most `max_records`, drawn by seed), its
-    penalties chosen on the validation split. Random convolutions tell rate and amplitude apart
-    already: what the trained network adds is the difference.
+    penalties chosen on the validation split. Random convolutions already
+    separate rates and amplitudes: what the trained network adds is the difference.
 
     Raises:
-        UserError: The shards have other labels than the model, or no training or validation part.
+        UserError: The shards have other labels than the model, or no training or validation split.
     """
     if tuple(training.manifest.labels) != trained.labels:
         raise UserError(f"The shards in {training.folder} have other labels than the model.")

@@ -1,4 +1,4 @@
-"""A model on a data set that speaks other labels: records read directly, statements mapped."""
+"""External evaluation: records read directly, statements of another data set mapped to labels."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -41,7 +41,7 @@ class ExternalSet:
         read: Returns the recording at a record_path.
         secret: Fingerprint of the keys' secret.
         num_unanswered: Records left out because every answer is open.
-        coverage: Which statements bear on an evaluated label and which do not.
+        coverage: Which statements concern an evaluated label and which do not.
     """
 
     name: str
@@ -58,9 +58,9 @@ class ExternalSet:
 def open_external(
     source: Source, name: str, label_map: LabelMap, secret: Secret, split: str | None = None
 ) -> ExternalSet:
-    """Return the records of a source (of one official part of it) with mapped answers.
+    """Return the records of a source (of one official split of it) with mapped answers.
 
-    Records that nobody read, or whose answers are all open, are left out.
+    Records without an interpretation, or whose answers are all open, are left out.
 
     Raises:
         UserError: The source has no such part, or no answer is left.

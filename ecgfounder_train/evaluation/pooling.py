@@ -1,4 +1,4 @@
-"""One row per record: several windows of a recording become one answer."""
+"""Pooling of windows: one row of predictions per record."""
 
 from dataclasses import replace
 from typing import Any

@@ -94,7 +94,7 @@ def require_same_data(trained: TrainedModel, shards: ShardSet) -> None:
     """Raise unless the shards carry the model's labels and were made with its signal profile.
 
     Raises:
-        UserError: Says which differs and how to go on.
+        UserError: Names which differs and what to do.
     """
     manifest = shards.manifest
     if tuple(manifest.labels) != trained.labels:
@@ -161,7 +161,7 @@ def window_array(window: Window) -> dict[str, npt.NDArray[Any]]:
 def collate_windows(windows: Sequence[dict[str, npt.NDArray[Any]]]) -> dict[str, torch.Tensor]:
     """Return the batch that the model's transform takes, without any label."""
     batch = {key: torch.from_numpy(np.stack([w[key] for w in windows])) for key in windows[0]}
-    # The transform wants labels; of a stranger's record none is known.
+    # The transform takes labels; a record from outside has none.
     nothing = torch.zeros(len(windows), 0)
     return batch | {"targets": nothing, "observed": nothing}
 

@@ -1,4 +1,4 @@
-"""The metrics CSV of a run, read forgivingly: it may be old, short, or cut by a kill."""
+"""Tolerant reader of a run's metrics.csv, which may be old, short, or cut by a kill."""
 
 from pathlib import Path
 

@@ -3,5 +3,5 @@
 `task` says what is asked, `table` reads the answers, `task_shards` brings them together with
 signals, `starting_point` says where weights come from. `probe` fits a head on frozen features,
 `module` trains all weights; both end in the checkpoint of an ordinary run. `outcome` reports the
-test part, `label_efficiency` how much is learnt from how little. Start at `session.finetune`.
+test split, `label_efficiency` how much is learnt from how little. Start at `session.finetune`.
 """

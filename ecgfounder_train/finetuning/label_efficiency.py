@@ -1,4 +1,4 @@
-"""How much is learnt from how little: one run per share of the labels, way of starting and seed."""
+"""Label-efficiency curve: one run per share of the training patients, initialisation and seed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,7 +48,7 @@ COLUMNS: dict[str, Any] = {
 def label_efficiency(config: Mapping[str, Any]) -> int:
     """Run or complete every member, then write table, figure and page; return the exit code.
 
-    Each member is an ordinary run that resumes by itself; the same command goes on with what is
+    Each member is an ordinary run that resumes by itself; the same command continues with what is
     missing.
 
     Raises:
@@ -137,7 +137,7 @@ def _write(run: RunDirectory, table: pl.DataFrame, config: Mapping[str, Any]) ->
             _curve(names[str(init)], part)
             for (init,), part in table.group_by("init", maintain_order=True)
         ],
-        f"{metric} on the test part",
+        f"{metric} on the test split",
     )
     with atomic_file(run.path / "label_efficiency.csv") as handle:
         write_frame(table, handle)
@@ -145,7 +145,7 @@ def _write(run: RunDirectory, table: pl.DataFrame, config: Mapping[str, Any]) ->
         handle.write(figure_png(figure))
     page = HtmlPage(
         f"Label efficiency of {run.name}",
-        f"{metric} on one test part, by the share of training patients whose labels were used",
+        f"{metric} on one test split, by the share of training patients whose labels were used",
     )
     page.section("Summary")
     page.bullets(_findings(table, names))
@@ -185,7 +185,7 @@ def _write(run: RunDirectory, table: pl.DataFrame, config: Mapping[str, Any]) ->
             ]
             for row in table.iter_rows(named=True)
         ],
-        "95 % intervals by patient of the test part.",
+        "95 % intervals by patient of the test split.",
     )
     page.section("Method")
     page.bullets(
@@ -193,7 +193,7 @@ def _write(run: RunDirectory, table: pl.DataFrame, config: Mapping[str, Any]) ->
             "Smaller shares are parts of the larger ones of the same seed; patients, not records, "
             "are drawn.",
             "Validation and test parts are whole at every share; checkpoints are chosen on "
-            "validation, the test part is read once per run.",
+            "validation, the test split is read once per run.",
             "The interval of a run is that of its test patients; the spread over seeds is that of "
             "the training. Neither contains the other.",
         ]
@@ -235,7 +235,7 @@ def _mean_row(names: Mapping[str, str], part: pl.DataFrame) -> list[Cell]:
 
 def _cell(row: Mapping[str, Any]) -> Cell:
     if row["value"] is None:
-        return Undefined("no label has both classes in the test part")
+        return Undefined("no label has both classes in the test split")
     if row["lower"] is None:
         mean = row["metric"].startswith("mean")
         why = "mean of several quantities" if mean else "too few test patients"

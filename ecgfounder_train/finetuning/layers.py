@@ -1,4 +1,4 @@
-"""Parameters by their distance from the head, for a learning rate that falls with depth."""
+"""Layer-wise learning rate decay: parameter groups by their distance from the head."""
 
 import re
 from typing import Any
@@ -32,7 +32,7 @@ def layer_groups(
     Source: Clark et al. 2020 (ELECTRA, arXiv 2003.10555), layer-wise learning rate decay.
     """
     if not 0 < layer_decay <= 1:
-        raise UserError(f"layer_decay={layer_decay} must lie above 0, and at most at 1.")
+        raise UserError(f"layer_decay={layer_decay} must be above 0 and at most 1.")
     num_stages = len(model.stage_list)
     groups: dict[tuple[int, bool], list[Any]] = {}
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""The module of fine-tuning: that of pretraining with crops, quantities and rates per stage."""
+"""Lightning module of fine-tuning: pretraining's with crops, regression and layer-wise rates."""
 
 import math
 from collections.abc import Mapping

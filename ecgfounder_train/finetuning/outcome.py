@@ -1,4 +1,4 @@
-"""The test part, reported once: numbers with intervals by patient, and a page to read."""
+"""Report of the test split, written once: metrics with intervals by patient."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -82,9 +82,9 @@ def read_result(run: RunDirectory) -> dict[str, Any] | None:
 
 
 def report(run: RunDirectory, shards: TaskShards, how: Reporting) -> dict[str, Any]:
-    """Report the test part of a finished run, unless that has been done; return the numbers.
+    """Report the test split of a finished run, unless that has been done; return the numbers.
 
-    The test part is looked at here and nowhere else: the checkpoint was chosen, and thresholds and
+    The test split is looked at here and nowhere else: the checkpoint was chosen, and thresholds and
     calibration are fitted, on validation.
 
     Raises:
@@ -162,7 +162,7 @@ def _report_labels(
         folder / "report.html",
         assessment,
         run.metrics_file if run.metrics_file.is_file() else None,
-        f"Fine-tuned run {run.name}, test part",
+        f"Fine-tuned run {run.name}, test split",
         _facts(run, trained, how),
         remarks=[*how.words, shards.summary()],
     )
@@ -175,7 +175,7 @@ def _report_labels(
     )
     macro = ranking.auroc.macro()
     defined = ranking.auroc.value[~np.isnan(ranking.auroc.value)]
-    # Too few patients for any interval: the mean stands alone.
+    # Too few patients for any interval: the mean has none.
     value = macro.value if macro.num_labels else defined.mean() if len(defined) else np.nan
     return {
         "num_records": len(predictions),
@@ -208,7 +208,7 @@ def _control(run: RunDirectory) -> Predictions:
     path = run.evaluation("test") / "predictions.parquet"
     if not path.is_file():
         raise UserError(
-            f"controls= names {run.name!r}, which has no {path.name} of a test part. Finish that "
+            f"controls= names {run.name!r}, which has no {path.name} of a test split. Finish that "
             "run first."
         )
     return read_predictions(path)
@@ -309,7 +309,7 @@ def _quantity_page(
     remarks: Sequence[str],
     how: Reporting,
 ) -> Path:
-    page = HtmlPage(f"Fine-tuned run {run.name}, test part", f"{len(truth):,} test records")
+    page = HtmlPage(f"Fine-tuned run {run.name}, test split", f"{len(truth):,} test records")
     page.section("Summary")
     first = {name: found.value[0] for name, found in estimates.items()}
     output = trained.outputs[0]
@@ -358,7 +358,7 @@ def _quantity_page(
     series, x_label = read_training_log(run.metrics_file)
     figure = training_figure(series, x_label)
     if figure is None:
-        page.paragraph("A probe is solved, not trained: there is no log.", hint=True)
+        page.paragraph("A linear probe is solved, not trained: it has no training log.", hint=True)
     else:
         page.figure(figure, "Pale: as logged; strong: running mean. Points: single measurements.")
     page.section("Provenance")
@@ -383,13 +383,13 @@ def summary(result: Mapping[str, Any]) -> str:
     """Return one sentence with the result's main number."""
     score = result["score"]
     if score["value"] is None:
-        return f"Test part of {result['run']}: {score['metric']} is undefined."
+        return f"Test split of {result['run']}: {score['metric']} is undefined."
     interval = (
         f" (95 % interval {score['lower']:.3f} to {score['upper']:.3f})"
         if score["lower"] is not None
         else ""
     )
     return (
-        f"Test part of {result['run']}: {score['metric']} {score['value']:.3f}{interval}, "
+        f"Test split of {result['run']}: {score['metric']} {score['value']:.3f}{interval}, "
         f"{result['num_test_records']:,} records of {result['num_test_patients']:,} patients."
     )

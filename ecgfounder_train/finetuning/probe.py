@@ -1,4 +1,4 @@
-"""A linear head on frozen features: computed once, solved exactly, regularised by validation."""
+"""Linear probe: a head on cached frozen features, its penalties chosen by validation."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def embeddings(
 ) -> npt.NDArray[np.float32]:
     """Return the pooled features of every index row that a part uses, one per crop.
 
-    Shape: (rows of the index, crops, C); NaN in rows that nobody used yet.
+    Shape: (rows of the index, crops, C); NaN in rows that no task used yet.
 
     Args:
         model: The network, frozen.
@@ -80,7 +80,7 @@ def fit_head(
     answers: npt.NDArray[np.float32],
     regression: bool,
 ) -> Readout:
-    """Return the linear head that fits the training part best, its penalties chosen by validation.
+    """Return the linear head that fits the training split best, its penalties chosen by validation.
 
     Each label or quantity has its own penalty. A crop is a sample of its own in training; in
     validation a record's answer is the mean over its crops, as everywhere else.
@@ -95,7 +95,7 @@ def fit_head(
     x = torch.from_numpy(np.ascontiguousarray(features[train])).flatten(0, 1)
     y = torch.from_numpy(answers[train]).double().repeat_interleave(features.shape[1], 0)
     if bool(torch.isnan(y).all()):
-        raise UserError("No answer is observed in the training part.")
+        raise UserError("No answer is observed in the training split.")
     # Linear: the mean of outputs is that of inputs.
     held_out = torch.from_numpy(features[val].mean(1, dtype=np.float64))
     truth = torch.from_numpy(answers[val]).double()

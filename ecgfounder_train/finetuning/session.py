@@ -1,4 +1,4 @@
-"""Run or resume one fine-tuning: the config in, a run directory with a reported test part out."""
+"""Run or resume one fine-tuning, from a config to the report of its test split."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,6 @@ from ecgfounder_train.finetuning.module import FinetuneModule, RegressionModule
 from ecgfounder_train.finetuning.outcome import Reporting, read_result, report, summary
 from ecgfounder_train.finetuning.probe import embeddings, fit_head
 from ecgfounder_train.finetuning.starting_point import StartingPoint
-from ecgfounder_train.finetuning.subsets import with_fraction
 from ecgfounder_train.finetuning.task import Task
 from ecgfounder_train.finetuning.task_shards import open_task
 from ecgfounder_train.loader.crops import check_crops
@@ -93,12 +92,11 @@ class Finetuning:
         self._frozen_features: npt.NDArray[np.float32] | None = None
 
     def train(self) -> int:
-        """Fit or train, or go on where the run stopped; return the exit code."""
-        self.shards = with_fraction(
-            open_task(self.task, self.start.profile, self.config["shards"], self.config["cache"]),
-            float(self.config["label_fraction"]),
-            self.numbers.seed,
+        """Fit or train, or resume where the run stopped; return the exit code."""
+        opened = open_task(
+            self.task, self.start.profile, self.config["shards"], self.config["cache"]
         )
+        self.shards = opened.with_fraction(float(self.config["label_fraction"]), self.numbers.seed)
         self.overlap = self._check_overlap()
         self.answers, self.outputs = self._standardised()
         if is_rank_zero():
@@ -360,13 +358,13 @@ class Finetuning:
         }
 
     def _total_samples(self) -> int:
-        """Return the run's budget; a small training part is passed over more often."""
+        """Return the run's budget; a small training split is passed over more often."""
         budget = Budget.from_config(self.config["budget"])
         total = budget.total_samples(len(self.shards.rows("train")))
         return total if budget.max_samples else max(total, int(self.config["min_samples"]))
 
     def report(self) -> dict[str, Any]:
-        """Report the test part of the finished run; return the numbers."""
+        """Report the test split of the finished run; return the numbers."""
         words = [
             f"Task {self.task.name} ({self.task.kind}), mode {self.mode}, from {self.start.words}.",
             f"{float(self.config['label_fraction']):.0%} of the training patients; selection, "
@@ -394,7 +392,7 @@ def finetune(config: Mapping[str, Any]) -> int:
     """Do what `configs/finetune.yaml` asks for; return the process's exit code.
 
     Raises:
-        UserError: Whatever the user can mend.
+        UserError: If the configuration is invalid.
     """
     session = Finetuning(config)
     code = session.train()

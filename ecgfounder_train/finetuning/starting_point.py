@@ -1,4 +1,4 @@
-"""Where the weights come from: a run, an export, the official files, or nowhere."""
+"""Initial weights: of a run, an export, the official files, or random."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

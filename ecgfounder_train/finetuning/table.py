@@ -1,4 +1,4 @@
-"""A task's table: which record, which patient, which part, and the answers; every row accounted."""
+"""Table of a task: records, patients, splits and answers; every row is accounted for."""
 
 import re
 from collections.abc import Sequence
@@ -174,7 +174,7 @@ def _from_codes(
         try:
             groups = re.compile(task.codes_pattern).groups
         except re.error as error:
-            raise UserError(f"task.codes_pattern is no regular expression: {error}.") from error
+            raise UserError(f"task.codes_pattern is not a regular expression: {error}.") from error
         if groups != 1:
             raise UserError("task.codes_pattern must have one group, in parentheses: the code.")
         codes = cell.str.extract_all(task.codes_pattern).list.eval(
@@ -204,7 +204,7 @@ def _from_codes(
     stated = (_plain_code(code) for cell in cells for code in cell or () if code)
     check_profiles(dict(zip(labels, prefixes, strict=True)), stated)
     for row, cell_codes in enumerate(cells):
-        # An empty cell is nobody's answer; a patient without any of the codes has others.
+        # An empty cell is a missing answer; a patient without any of the codes has others.
         if cell_codes is not None:
             plain = [c for code in cell_codes if code for c in with_icd10(_plain_code(code))]
             flags[row] = [any(code.startswith(parts) for code in plain) for parts in prefixes]
@@ -254,8 +254,8 @@ def _parts(task: Task, frame: pl.DataFrame, path: Path) -> pl.Series:
                 f"does not hold. It holds: {', '.join(sorted(set(part.drop_nulls()))[:20])}."
             )
         part = part.replace_strict(named, default="train", return_dtype=pl.String)
-    if part.null_count() or (strange := sorted(set(part) - set(SPLITS))):
-        what = "empty cells" if part.null_count() else repr(strange[0])
+    if part.null_count() or (unexpected := sorted(set(part) - set(SPLITS))):
+        what = "empty cells" if part.null_count() else repr(unexpected[0])
         raise UserError(
             f"Column {task.split_column!r} of {path} holds {what}; it must say train, val or test, "
             "or task.folds={val: [...], test: [...]} must name its values."

@@ -1,4 +1,4 @@
-"""What is asked of a network: the columns of a table, and what kind of answer they hold."""
+"""Task of a fine-tuning: target columns of a table and their kind."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,10 +20,10 @@ class Task:
         name: Stands in checkpoints and reports.
         kind: `binary` (one label), `multi_label`, `regression`, or `icd` (labels from prefixes of
             codes).
-        table: CSV with a row per record; None where the answers stand in prepared shards.
+        table: CSV with a row per record; None where the answers are in prepared shards.
         records: Folder the record paths start from; None: the table's own.
         record_column: Path of the WFDB record, with or without extension.
-        patient_column: Id of the patient; None: each record stands for one.
+        patient_column: Id of the patient; None: each record counts as one.
         split_column: Column that gives each row its part; None: drawn by patient.
         folds: Values of `split_column` that mean `val` and `test`; what is named by neither trains.
             Empty: the column says train, val or test.

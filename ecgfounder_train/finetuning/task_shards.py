@@ -1,4 +1,4 @@
-"""Signals and answers together: a view of prepared shards whose labels are the task's."""
+"""Shards of a task: a view of prepared shards whose labels are the task's answers."""
 
 import hashlib
 import time
@@ -23,6 +23,7 @@ from ecgfounder_train.finetuning.task import Task
 from ecgfounder_train.labels import Vocabulary
 from ecgfounder_train.labels.packing import pack, unpack
 from ecgfounder_train.labels.vocabulary import Label
+from ecgfounder_train.loader.patients import patient_rows
 from ecgfounder_train.records import SignalProfile
 from ecgfounder_train.shards import (
     MANIFEST_NAME,
@@ -45,7 +46,7 @@ class TaskShards(ShardSet):
     """Shards as everything downstream knows them, with a task's labels, parts and answers.
 
     The files stay as they are; the index is a copy in memory whose labels are the task's. Where a
-    sample's signal and statistics lie in a file does not depend on the labels behind them.
+    sample's signal and statistics are in a file does not depend on the labels behind them.
 
     Shape:
         values: (rows of the index, K) float32, NaN where not observed; quantities as the task
@@ -81,10 +82,19 @@ class TaskShards(ShardSet):
         """Patient key of each index row."""
         return np.asarray(self.index["patient_key"])
 
-    def with_training_rows(self, rows: npt.NDArray[np.int64], what: str) -> "TaskShards":
-        """Return the same shards with fewer training rows; `what` names the choice."""
+    def with_fraction(self, fraction: float, seed: int) -> "TaskShards":
+        """Return the shards with a share of the training patients; validation and test stay whole.
+
+        Raises:
+            UserError: The share is not above 0 and at most 1, or leaves no patient.
+        """
+        if not 0 < fraction <= 1:
+            raise UserError(f"label_fraction={fraction} must be above 0 and at most 1.")
+        if fraction == 1:
+            return self
+        rows = patient_rows(self, fraction, seed, "label_fraction")
         prints = dict(self.manifest.fingerprints)
-        prints["split"] = fingerprint([prints["split"], what])
+        prints["split"] = fingerprint([prints["split"], "patients", fraction, seed])
         manifest = replace(self.manifest, fingerprints=prints)
         return replace(self, manifest=manifest, parts={**self.parts, "train": rows})
 
@@ -264,7 +274,7 @@ def _own_answers(task: Task, shards: ShardSet) -> tuple[tuple[str, ...], npt.NDA
         if not members:
             valid = {*manifest.labels, *filter(None, groups), *_OF_THE_INDEX}
             raise UserError(
-                f"task.targets: {name!r} is no label, group or fact of the shards in "
+                f"task.targets: {name!r} is not a label, group or metadata field of the shards in "
                 f"{shards.folder}." + did_you_mean(name, valid)
             )
         labels += [manifest.labels[i] for i in members]
@@ -287,7 +297,7 @@ def _of_the_index(index: npt.NDArray[np.void], name: str) -> npt.NDArray[np.floa
 def _with_test_part(
     task: Task, shards: ShardSet, part: npt.NDArray[np.str_]
 ) -> npt.NDArray[np.str_]:
-    """Return the parts with a test part drawn by patient from the training part."""
+    """Return the parts with a test split drawn by patient from the training split."""
     keys, where = np.unique(shards.index["patient_key"].astype(str), return_inverse=True)
     rule = PatientSplit(seed=task.split_seed, val_fraction=0.0, test_fraction=task.test_fraction)
     drawn = rule.draw(patient_hashes(keys.tolist()).to_numpy())[where] == SPLITS.index("test")

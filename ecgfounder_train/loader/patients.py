@@ -12,7 +12,9 @@ from ecgfounder_train.shards import ShardSet
 IntArray = npt.NDArray[np.int64]
 
 
-def patient_rows(shards: ShardSet, fraction: float, seed: int) -> IntArray:
+def patient_rows(
+    shards: ShardSet, fraction: float, seed: int, key: str = "data.patient_fraction"
+) -> IntArray:
     """Return the index rows of the training samples of a share of the patients, in file order.
 
     A patient is in if a number drawn from the patient's key and the seed is below the fraction.
@@ -23,6 +25,7 @@ def patient_rows(shards: ShardSet, fraction: float, seed: int) -> IntArray:
         shards: The shard set.
         fraction: Share of the patients, above 0 and at most 1.
         seed: Another seed draws other patients.
+        key: Config key that an error names.
 
     Raises:
         UserError: No training patient is in so small a share.
@@ -35,7 +38,5 @@ def patient_rows(shards: ShardSet, fraction: float, seed: int) -> IntArray:
     draws = mix64(numbers ^ mix64(np.array([seed], np.uint64)))
     chosen = (draws >> np.uint64(11)).astype(np.float64) / 2.0**53 < fraction
     if len(rows) and not chosen.any():
-        raise UserError(
-            f"data.patient_fraction={fraction} leaves none of the {len(keys):,} training patients."
-        )
+        raise UserError(f"{key}={fraction} leaves none of the {len(keys):,} training patients.")
     return rows[chosen[places]]

@@ -4,7 +4,7 @@ x is a logit, p = sigmoid(x), y the target, m whether it was observed. Every los
 
     m [y' L+(x) + (1 - y') L-(x)]    with    y' = y + s (1/2 - y),
 
-s the label smoothing. Targets may lie between 0 and 1 (mixed records). At least float32 throughout.
+s the label smoothing. Targets may be between 0 and 1 (mixed records). At least float32 throughout.
 """
 
 from collections.abc import Callable

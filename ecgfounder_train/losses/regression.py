@@ -1,4 +1,4 @@
-"""Losses of standardised quantities, some of which were not measured."""
+"""Regression losses of standardised quantities, masked where not measured."""
 
 import torch
 import torch.nn.functional as F

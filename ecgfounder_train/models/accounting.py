@@ -1,4 +1,4 @@
-"""How large a Net1D is and what one ECG costs: counted, not timed."""
+"""Parameters, FLOPs and activation memory of a Net1D: counted, not timed."""
 
 from dataclasses import dataclass
 
@@ -36,7 +36,7 @@ class LayerCost:
     """What one layer must at least do for one ECG, its neighbours ideally fused into it.
 
     Attributes:
-        name: Where it stands.
+        name: Path of the module.
         flops: Floating-point operations of the forward pass; the backward pass takes twice that.
         forward_values: Numbers read from and written to memory in the forward pass.
         backward_values: The same in the backward pass.
@@ -117,7 +117,7 @@ def activation_bytes(model: nn.Module, signal: Tensor) -> int:
     """Return what one ECG's forward pass keeps for the backward pass of a training step, in bytes.
 
     Measured by what autograd saves under bfloat16 autocast, each storage once: the part of memory
-    that grows with the batch. What does not (casts of the weights) is told by a second batch size.
+    that grows with the batch. The rest (casts of the weights) is measured by a second batch size.
 
     Shape:
         signal: (B, num_leads, T), B at least 2, on the model's device.

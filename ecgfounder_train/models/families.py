@@ -1,4 +1,4 @@
-"""Networks by rule: widths and depths that meet a number of parameters within half a percent.
+"""Model families: widths and depths solved for a number of parameters, within half a percent.
 
 Three families grow from a base network, the released one unless another is named:
 
@@ -128,7 +128,7 @@ def resolve_model(settings: Mapping[str, Any], num_leads: int, num_labels: int) 
     known = {item.name for item in fields(Net1DConfig)}
     for key in settings:
         if key not in known:
-            raise UserError(f"model.{key} is no setting of a network.{did_you_mean(key, known)}")
+            raise UserError(f"model.{key} is not a setting of a network.{did_you_mean(key, known)}")
     base = replace(
         MODEL_TABLE[name], **{**settings, "num_leads": num_leads, "num_labels": num_labels}
     )
@@ -143,7 +143,7 @@ def _width_scaled(base: Net1DConfig, target: float) -> Net1DConfig:
     """Return the base with all widths scaled by the smallest factor that meets the target.
 
     Parameters never fall with the factor, so the first network that is not below the tolerance is
-    found by halving; where it lies above, the last one below may be nearer.
+    found by halving; where it is above, the last one below may be nearer.
     """
     least = target * (1 - TOLERANCE)
     low, high = 1e-3, 1.0

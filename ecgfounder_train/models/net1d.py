@@ -114,7 +114,7 @@ class Net1DConfig:
             raise UserError(f"model.pooling={self.pooling!r} is unknown.{hint}")
         for key in ("dropout", "head_dropout", "drop_path"):
             if not 0.0 <= getattr(self, key) < 1.0:
-                raise UserError(f"model.{key}={getattr(self, key)} must lie in [0, 1).")
+                raise UserError(f"model.{key}={getattr(self, key)} must be in [0, 1).")
 
 
 def same_padding(num_samples: int, kernel_size: int, stride: int) -> tuple[int, int]:
@@ -455,7 +455,7 @@ def create_model(name: str, num_leads: int = 12, num_labels: int = 150, **overri
     known = [field.name for field in fields(Net1DConfig)]
     for key in overrides:
         if key not in known:
-            raise UserError(f"model.{key} is no setting of {name}.{did_you_mean(key, known)}")
+            raise UserError(f"model.{key} is not a setting of {name}.{did_you_mean(key, known)}")
     overrides |= {"num_leads": num_leads, "num_labels": num_labels}
     if "widths" in overrides and "stage_strides" not in overrides:
         overrides["stage_strides"] = None  # the table's would be of the old number of stages

@@ -1,4 +1,4 @@
-"""Weights for others: `model.safetensors` and `ecg_model.json` in one folder.
+"""Exported bundle: `model.safetensors` and `ecg_model.json` in one folder.
 
 The JSON says all that the numbers mean; both files are data only. A bundle is whole or refused: the
 JSON holds the SHA-256 of the weights it was written with.
@@ -41,7 +41,7 @@ class Bundle:
 
     Attributes:
         description: Content of `ecg_model.json`; its keys are `REQUIRED`.
-        state: The network's state dict, floating-point numbers as float32 whatever was stored.
+        state: The network's state dict, floating-point numbers as float32 in any case.
         path: The weights file.
     """
 
@@ -51,7 +51,7 @@ class Bundle:
 
 
 def is_bundle(path: Path | str) -> bool:
-    """Tell whether a path is meant as a bundle: a folder, or a safetensors file in one."""
+    """Return whether a path means a bundle: a folder, or a safetensors file in one."""
     path = Path(path)
     return path.is_dir() or path.suffix == ".safetensors" or path.name == DESCRIPTION_FILE
 
@@ -138,7 +138,7 @@ def read_bundle(path: Path | str) -> Bundle:
     folder = path if path.is_dir() else path.parent
     description = read_description(folder / DESCRIPTION_FILE)
     weights = folder / str(description["weights"]["file"])
-    # The name in the JSON is a file of this folder, whatever it says.
+    # The name in the JSON is always a file of this folder.
     if weights.parent != folder or not weights.is_file():
         raise UserError(f"There is no {weights.name} in {folder}, which its JSON speaks of.")
     if path.suffix == ".safetensors" and path.name != weights.name:

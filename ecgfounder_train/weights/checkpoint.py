@@ -1,4 +1,4 @@
-"""Checkpoints: plain containers in one file, whole or absent, checked before they are trusted.
+"""Checkpoints: plain containers in one file, written atomically, verified before they are loaded.
 
 What must not change without raising `FORMAT_VERSION`: the keys of the dictionary (DESIGN.md). A
 checkpoint loads with `torch.load(weights_only=True)`; reading one never executes anything.
@@ -41,14 +41,14 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
             torch.save(checkpoint, handle)
         except RuntimeError as error:
             # torch reports a failed write as RuntimeError from its zip writer, which speaks of
-            # positions in the file; what the disk said stands behind it.
+            # positions in the file; what the disk reported is its context.
             said = error.__context__
             reason = said.strerror if isinstance(said, OSError) else None
             free = shutil.disk_usage(path.parent).free
             raise UserError(
                 f"Cannot write the checkpoint {path.name}: {reason or _short(error)} "
                 f"({free / 1e6:,.1f} MB are free in {path.parent}). The checkpoints before it are "
-                "untouched. Free space there, then run the same command again: it goes on from "
+                "untouched. Free space there, then run the same command again: it continues from "
                 "the newest."
             ) from error
         handle.flush()
@@ -161,7 +161,7 @@ def _global_step(path: Path) -> int:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return int(checkpoint["position"]["global_step"])
-    except Exception:  # whatever a damaged or foreign file raises
+    except Exception:  # a damaged or foreign file raises anything
         return -1
 
 
@@ -192,7 +192,7 @@ def resolve_checkpoint(which: str, runs: Path | str, run_name: str | None) -> Pa
     """Return the file that `checkpoint=` means, with or without `run=NAME`.
 
     Raises:
-        UserError: There is no such run or file, or best and last are asked of no run.
+        UserError: There is no such run or file, or best or last is asked for without a run.
     """
     if run_name is not None:
         return find_checkpoint(RunDirectory.existing(runs, run_name), which)

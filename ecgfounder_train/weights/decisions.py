@@ -70,10 +70,10 @@ class Decisions:
     def fit(
         cls, predictions: Predictions, checkpoint: str, reading: str, method: str = "isotonic"
     ) -> "Decisions":
-        """Return what the validation part's predictions give.
+        """Return what the validation split's predictions give.
 
         Raises:
-            UserError: A row is not of the validation part.
+            UserError: A row is not of the validation split.
         """
         splits = set(predictions.split.tolist())
         if splits != {"val"}:
@@ -114,7 +114,7 @@ class Decisions:
         )
 
     def suits(self, pool: str, crops: int = 1) -> bool:
-        """Tell whether logits read like this are those it was fitted for."""
+        """Return whether it was fitted for logits that are pooled and cropped like this."""
         return self.reading.startswith(reading_of(pool, crops, ""))
 
     def to_dict(self) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def reading_of(pool: str, crops: int, calibration: str) -> str:
 
 
 def decisions_file(checkpoint: Path) -> Path:
-    """Return where the thresholds and calibration of a checkpoint lie: beside it."""
+    """Return the file of thresholds and calibration beside a checkpoint."""
     return checkpoint.with_name(f"{checkpoint.stem}.calibration.json")
 
 

@@ -2,7 +2,7 @@
 
 The released file is a dict of epoch, step, state_dict, optimizer, scheduler and val_auroc. The last
 is a numpy float64, which ``torch.load(weights_only=True)`` refuses unless it is allow-listed; the
-usual answer, ``weights_only=False``, would run whatever code a downloaded file contains.
+usual answer, ``weights_only=False``, would run any code that a downloaded file contains.
 """
 
 import re
@@ -56,14 +56,14 @@ def read_official(path: Path | str) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    # A foreign file fails in whatever way its first bytes lead to.
+    # A foreign file fails in any way.
     except Exception as error:
-        # torch goes on with advice that nobody should follow here (weights_only=False).
+        # torch adds advice that must not be followed here (weights_only=False).
         said = str(error).strip().split(". ")[0].splitlines()
         reason = said[0] if said else type(error).__name__
         raise UserError(
             f"{path} cannot be read as a checkpoint of tensors and plain values ({reason}). It "
-            "is no checkpoint, or holds code, which is never run."
+            "is not a checkpoint, or contains code, which is never run."
         ) from error
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint's dict.")

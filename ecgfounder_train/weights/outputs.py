@@ -1,4 +1,4 @@
-"""What the outputs of a network are: yes/no labels, or quantities with a unit."""
+"""Outputs of a network: binary labels, or quantities with a unit."""
 
 import math
 from collections import Counter

@@ -1,4 +1,4 @@
-"""State dicts of others: loaded strictly, or refused with what differs."""
+"""Strict loading of foreign state dicts: an error names what differs."""
 
 from collections.abc import Mapping
 from typing import Any

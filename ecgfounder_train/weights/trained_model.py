@@ -1,4 +1,4 @@
-"""A trained network together with all that its input and output mean."""
+"""Trained model: a network with its signal profile, labels and decisions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -225,7 +225,7 @@ def _from_official(content: Mapping[str, Any], state: dict[str, Any], path: Path
         raise UserError(
             f"{path} has {num_labels} outputs and does not say which; only the "
             f"{vocabulary.num_labels} of the released checkpoints are known without a name. "
-            "If it comes from this project, export it again (scripts/export.py writes the names)."
+            "If this project wrote it, export it again (scripts/export.py writes the names)."
         )
     if num_leads not in (1, len(STANDARD_LEADS)):
         raise UserError(f"{path} takes {num_leads} leads; the official networks take 12 or 1.")
@@ -363,7 +363,7 @@ def _check_size(
             network = create_model(model_name, num_leads, num_labels, **model_config)
     except UserError as error:
         raise UserError(f"{where} does not describe a network: {error}") from error
-    except Exception as error:  # whatever numbers and types a stranger writes lead to
+    except Exception as error:  # values and types of a foreign file raise anything
         raise UserError(
             f"{where} does not describe a {model_name} ({type(error).__name__}: {error}). {remedy}"
         ) from error

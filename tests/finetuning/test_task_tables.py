@@ -10,11 +10,11 @@ from tuning_tools import Place, Rows, rows_of, write_table
 
 from ecgfounder_train.app import CONFIGS, compose_config
 from ecgfounder_train.core.errors import UserError
-from ecgfounder_train.finetuning.subsets import with_fraction
 from ecgfounder_train.finetuning.table import read_table
 from ecgfounder_train.finetuning.task import Task
 from ecgfounder_train.finetuning.task_shards import TaskShards, open_task
 from ecgfounder_train.loader import SampleReader
+from ecgfounder_train.loader.patients import patient_rows
 from ecgfounder_train.records import SignalProfile
 from ecgfounder_train.weights.checkpoint import load_checkpoint
 
@@ -231,19 +231,20 @@ def test_smaller_shares_lie_in_the_larger_ones_and_leave_validation_and_test_who
     whole = opened(task_of(rows), profile, place)
     sets = []
     for fraction in (0.1, 0.3, 1.0):
-        part = with_fraction(whole, fraction, seed=4)
+        part = whole.with_fraction(fraction, seed=4)
         sets.append(set(part.patients[part.rows("train")]))
         for name in ("val", "test"):
             assert np.array_equal(part.rows(name), whole.rows(name))
     assert sets[0] < sets[1] < sets[2]
-    assert len(sets[0]) == round(0.1 * len(sets[2]))
-    other = with_fraction(whole, 0.3, seed=5)
+    by_pretraining = patient_rows(whole, 0.3, 4)
+    assert np.array_equal(whole.with_fraction(0.3, 4).rows("train"), by_pretraining)
+    other = whole.with_fraction(0.3, seed=5)
     assert set(other.patients[other.rows("train")]) != sets[1]
-    prints = {with_fraction(whole, f, 4).manifest.fingerprint for f in (0.1, 0.3, 1.0)}
+    prints = {whole.with_fraction(f, 4).manifest.fingerprint for f in (0.1, 0.3, 1.0)}
     assert len(prints) == 3
     for bad in (0.0, 1.5):
         with pytest.raises(UserError, match="label_fraction"):
-            with_fraction(whole, bad, 0)
+            whole.with_fraction(bad, 0)
 
 
 def test_tasks_on_the_same_records_share_their_signals(
@@ -273,7 +274,7 @@ def test_prepared_shards_answer_by_label_by_group_and_by_fact(tiny_set: Any) -> 
     assert np.array_equal(two.rows("val"), shards.rows("val"))
     sex = task(kind="binary", targets=["sex_female"])
     assert set(np.unique(sex.values[~np.isnan(sex.values)])) == {0.0, 1.0}
-    with pytest.raises(UserError, match="no label, group or fact"):
+    with pytest.raises(UserError, match="is not a label, group or metadata field"):
         task(kind="binary", targets=["NOORM"])
     with pytest.raises(UserError, match="Of prepared shards only age_years"):
         task(kind="regression", targets=[labels[0]])

@@ -2,7 +2,7 @@
 
 `auto` measures: the first time a layer's shape is seen, both ways run on that shape, their numbers
 are compared, and the faster one stays for the life of the process. Where the kernels are slower or
-wrong, on whatever device or by whatever compiler, training is neither.
+wrong, on any device or with any compiler, torch trains instead.
 """
 
 import functools
@@ -204,7 +204,7 @@ class TritonGatedShortcut(torch.autograd.Function):
         batch, num_outputs, channels = out.shape
         _, num_samples, channels_in = x.shape
         grad_out, grad_gate = torch.empty_like(out), torch.empty_like(gate)
-        # From three samples on the last one may lie in no window.
+        # From three samples on the last one may be in no window.
         grad_x = torch.zeros_like(x) if ctx.stride > 2 else torch.empty_like(x)
         triton_kernels.gated_shortcut_backward[(-(-channels // 32), batch)](
             _rows(gradient), out, gate, x, grad_out, grad_gate, grad_x, num_samples, num_outputs,
@@ -214,7 +214,7 @@ class TritonGatedShortcut(torch.autograd.Function):
 
 
 def _rows(x: Tensor) -> Tensor:
-    """Return (B, C, 1, T) as (B, T, C), as it lies in channels-last memory."""
+    """Return (B, C, 1, T) as (B, T, C), the layout of channels-last memory."""
     return x.squeeze(2).transpose(1, 2).contiguous()
 
 
@@ -230,7 +230,7 @@ def faster_and_right(key: tuple[Any, ...], ours: Trial, torchs: Trial) -> bool:
     """Return whether our way beats torch's at the same work, measured once per key and process.
 
     Where the results differ by more than rounding, or ours fails, torch's stays and a warning says
-    so: training must not depend on the compiler of the day. Where torch is told to be
+    so: training must not depend on the compiler of the day. Where torch is set to be
     deterministic, nothing is timed and ours is taken if right: a resumed run must not round
     otherwise because of what a clock said.
     """

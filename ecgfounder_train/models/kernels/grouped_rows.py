@@ -6,7 +6,7 @@ signal, its Swish taken on the way, fits in the cache next to the core, and ever
 is done there: the backward pass takes Swish again from the input, and reads and writes each number
 once.
 
-Signals lie as (record, time, channel). A unit of work is some records of one group.
+Signals have the layout (record, time, channel). A unit of work is some records of one group.
 """
 
 # numba reads these bodies itself, and gives intrinsics another signature.
@@ -46,7 +46,7 @@ def _rows(count):
 
 @numba.njit
 def _add_products(sums, at, a, a_at, rows_apart, b, b_at, depth):
-    """Products whose left rows lie some rows apart, with that number known to the compiler."""
+    """Products whose left rows are some rows apart, with that number known to the compiler."""
     if rows_apart == 1:
         add_products(sums, at, a, a_at, WIDTH, 1, b, b_at, depth)
     elif rows_apart == 2:

@@ -18,7 +18,7 @@ WIDTH = 16
 _TOGETHER_BYTES = 512 << 10
 """A unit of the forward pass takes as many records as fit in a core's second cache at once."""
 _UNITS = 64
-"""Units the weight's gradient is spread over, whatever the number of threads: its sums must not
+"""Units the weight's gradient is spread over, for any number of threads: its sums must not
 depend on it."""
 
 
@@ -108,7 +108,7 @@ def _by_phase(weight: Tensor, stride: int, before: int) -> Tensor:
     """Return weights as (group, tap, output, input), taps in the order the input's gradient reads.
 
     Inputs `stride` apart meet the same taps: those of the first such inputs come first, last tap
-    first, as then the gradients they meet lie one after the other.
+    first, as then the gradients they meet are adjacent.
     """
     taps = weight.shape[-1]
     order: list[int] = []
@@ -119,7 +119,7 @@ def _by_phase(weight: Tensor, stride: int, before: int) -> Tensor:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """Return (B, C, 1, T) as (B, T, C), as it lies in channels-last memory."""
+    """Return (B, C, 1, T) as (B, T, C), the layout of channels-last memory."""
     return x.squeeze(2).transpose(1, 2).contiguous()
 
 

@@ -1,6 +1,6 @@
-"""Compiled workers on the threads that torch computes with.
+"""Compiled workers on torch's OpenMP threads.
 
-A pool of threads of our own would compete with torch's: OpenMP's threads go on spinning for 5 to
+A pool of threads of our own would compete with torch's: OpenMP's threads keep spinning for 5 to
 10 ms after each operation, which on two cores takes half of one away. So a worker is called by the
 OpenMP library that torch has loaded, on the same threads. Units of work are taken from a counter:
 what a unit computes must not depend on who does it, and does not.

@@ -1,4 +1,4 @@
-"""What Net1D calls: its convolutions, the gated shortcut, and the mean over time."""
+"""Operations of Net1D: convolutions, the gated shortcut, the mean over time."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -152,7 +152,7 @@ def _by_triton(
     ours: Callable[..., Tensor],
     torchs: Callable[..., Tensor],
 ) -> bool:
-    """Return whether Triton's kernel does this: as told, or as measured on these very shapes."""
+    """Return whether Triton's kernel does this: as set, or as measured on these shapes."""
     if kernels == "torch" or torch.compiler.is_compiling():
         return False
     able = gpu.can_run(tensors[0].device.type)

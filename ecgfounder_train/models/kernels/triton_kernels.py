@@ -36,7 +36,7 @@ def grouped_forward(
         time = outputs[:, None] * stride - before + first + tap_of_column[None, :]
         inside = (time >= 0) & (time < num_samples) & (outputs[:, None] < num_outputs)
         signal = tl.load(x_ptr + time * channels + inner[None, :], mask=inside, other=0.0)
-        # Weights lie as (group, tap, input, output).
+        # Weights have the layout (group, tap, input, output).
         taps = tl.load(
             weight_ptr + (first * WIDTH + column[:, None]) * WIDTH + channel[None, :],
             mask=(first + tap_of_column < TAPS)[:, None],
@@ -168,7 +168,7 @@ def gated_shortcut_forward(
         real = has_source & ((sample >= 0) & (sample < num_samples))[:, None]
         where = sample[:, None] * channels_in + source[None, :]
         value = tl.load(x_ptr + where, mask=real, other=0.0).to(tl.float32)
-        # A NaN must not vanish here, or a diverged run would go on.
+        # A NaN must not vanish here, or a diverged run would continue.
         shortcut = tl.maximum(shortcut, value, propagate_nan=tl.PropagateNan.ALL)
     shortcut = tl.where(has_source, shortcut, 0.0)
     result = out * gate.to(tl.float32)[None, :] + shortcut
