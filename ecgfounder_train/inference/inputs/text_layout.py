@@ -295,7 +295,8 @@ def _with_head(
     if above and len(above[-1]) == width and _is_units_row(above[-1]):
         units = above.pop()
     columns: tuple[str, ...] | None = None
-    if above and _names_columns(above[-1], width):
+    # Above a single column ``Unit,µV`` states a unit and is not a name.
+    if above and _names_columns(above[-1], width) and (width > 1 or "," not in above[-1][0]):
         columns = above[-1]
     elif comments and _has_leads(split(comments[-1].lstrip("# "), separator), width):
         columns = split(comments[-1].lstrip("# "), separator)
