@@ -1,4 +1,4 @@
-"""A trained model for anyone's ECGs: files of many kinds in, named probabilities out."""
+"""Inference with a trained model: ECG files of many formats in, named probabilities out."""
 
 from ecgfounder_train.inference.find import FoundRecords, RecordReference, find_records
 from ecgfounder_train.inference.inputs import InputOptions, read_file

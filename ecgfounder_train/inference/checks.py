@@ -275,7 +275,7 @@ def _arm_reversal(record: EcgRecord, signal: Signal) -> Iterator[Remark]:
     if opposite < _REVERSED and with_avr > _UPRIGHT:
         detail = (
             f"lead I runs against V6 (r = {opposite:.2f}) and aVR with it: right and left arm "
-            "electrode may have been exchanged (or the heart lies on the right)"
+            "electrode may have been exchanged (or dextrocardia)"
         )
         yield Remark(WarningCode.ARM_REVERSAL, detail)
 

@@ -68,7 +68,7 @@ class PredictSettings(PredictOptions, name=""):
 
 
 def predict_files(config: Mapping[str, Any], checkpoint: Path, device: str) -> list[str]:
-    """Predict all that `input` means, write the table, and return what there is to say.
+    """Predict all that `input` means, write the table, and return the lines to print.
 
     Args:
         config: The keys of `PredictSettings`.
@@ -116,7 +116,7 @@ def predict_files(config: Mapping[str, Any], checkpoint: Path, device: str) -> l
 
 
 def description_file(output: Path) -> Path:
-    """Return the JSON file beside a table that says what its columns are."""
+    """Return the JSON file beside a table that describes its columns."""
     return output.with_name(f"{output.stem}.outputs.json")
 
 
@@ -177,7 +177,7 @@ def _predict_in_parts(
         item for number in left for item in found.records[starts[number] : starts[number] + size]
     )
     meter = ProgressMeter("predicting", len(found), "records", done=done)
-    # One stream over all parts: batches and reading ahead go on across their borders.
+    # One stream over all parts: batches and reading ahead cross their borders.
     pipeline = settings.pipeline
     prepared = prepare_ahead(references, model.profile, pipeline)
 

@@ -45,7 +45,7 @@ class RecordReference:
         name: What tables call it: the path as it was given or found.
         path: Its file; None for a recording that is in memory.
         item: Which recording of the file.
-        options: What the file does not say.
+        options: What the file does not state.
         patient: From a list of files; kept in the table as it is.
         source: The recording itself, where it is in memory.
     """
@@ -234,7 +234,7 @@ def _named_in_headers(headers: Iterable[Path]) -> set[str]:
         try:
             names |= {signal.file_name for signal in read_header(header).signals}
         except RejectedRecordError:
-            continue  # its own rejection says why
+            continue  # its own rejection states the reason
     return names
 
 

@@ -1,4 +1,4 @@
-"""Lead names of anyone's files into the model's, explained, and never silently.
+"""Lead names of foreign files resolved to the model's leads; every change is a remark.
 
 `records.canonical_lead` knows how archives spell leads. Files from devices add coding schemes
 (``MDC_ECG_LEAD_I``), remarks (``Lead I (Einthoven)``) and inverted leads (``-aVR``).

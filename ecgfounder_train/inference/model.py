@@ -133,7 +133,7 @@ class EcgModel:
         """Return the same model that cuts long recordings otherwise, or takes shorter ones.
 
         Raises:
-            UserError: There is no such policy (consecutive, centre, first).
+            UserError: The policy is unknown (consecutive, centre, first).
         """
         config = self.profile.to_dict()
         windows = dict(config["windows"])
@@ -155,20 +155,20 @@ class EcgModel:
         settings: PipelineSettings | None = None,
         progress: bool = False,
     ) -> RecordPredictions:
-        """Return the results of recordings; an unusable one is named, and the rest goes on.
+        """Return the results of recordings; an unusable one is a named rejection.
 
         Args:
             records: A path (file, folder, glob, list of files), an `EcgRecord`, an array (leads,
                 time) or (records, leads, time), or several of these.
-            fs: Sampling rate in Hz, for arrays and files that do not say.
-            unit: Of the numbers (mV, uV, V), whatever a file says; mV for arrays.
-            leads: Names of the leads in stored order, for arrays and files that do not say.
+            fs: Sampling rate in Hz, for arrays and files that state none.
+            unit: Of the numbers (mV, uV, V), overrides files; mV for arrays.
+            leads: Names of the leads in stored order, for arrays and files that state none.
             threshold: Rule of yes and no.
             settings: Batch size, pooling, threads, precision.
             progress: Show a bar.
 
         Raises:
-            UserError: Something among `records` is no recording.
+            UserError: An element of `records` is not a recording.
         """
         settings = settings or PipelineSettings()
         references = as_references(records, fs=fs, unit=unit, leads=leads)
@@ -188,7 +188,7 @@ class EcgModel:
     ) -> NDArray[np.float32]:
         """Return the features before the last layer, the mean over a recording's windows.
 
-        Rejected recordings are rows of NaN, and a warning says how many there are.
+        Rejected recordings are rows of NaN, and a warning counts them.
 
         Shape: (number of recordings, num_features).
         """
@@ -232,7 +232,7 @@ def load_model(path: Path | str, device: str = "auto") -> EcgModel:
         device: auto, cpu or cuda.
 
     Raises:
-        UserError: The file is absent, damaged or foreign, or there is no such device.
+        UserError: The file is absent, damaged or foreign, or the device does not exist.
     """
     chosen = choose_device(device)
     return EcgModel(TrainedModel.load(path, chosen), chosen)
@@ -245,10 +245,10 @@ def as_references(
     unit: str | None = None,
     leads: Sequence[str] | None = None,
 ) -> list[RecordReference]:
-    """Return references to whatever `EcgModel.predict` takes.
+    """Return references to what `EcgModel.predict` takes.
 
     Raises:
-        UserError: Something is no recording, or an array comes without its rate.
+        UserError: An element is not a recording, or an array has no rate.
     """
     options = InputOptions(fs, unit, tuple(leads) if leads is not None else None)
     if isinstance(records, str | Path | EcgRecord | np.ndarray):
@@ -278,7 +278,7 @@ def _of_array(
     for place, one in enumerate(each):
         name = f"array {number}" if values.ndim != 3 else f"array {number}::{place}"
         try:
-            # An array in memory is in mV unless the caller says otherwise: no warning for that.
+            # An array in memory is in mV unless the caller states another unit: no warning.
             source = from_array(one, options, unit=options.unit or "mV")
         except RejectedRecordError as error:
             raise UserError(f"{name}: {error.detail.replace('input_', '')}.") from error

@@ -330,7 +330,7 @@ def run_network(
         prepared: From `prepare_ahead`.
         device: Where the network runs.
         settings: Batch size, pooling, precision.
-        on_share: Told which share of a long recording is done.
+        on_share: Called with the share of a long recording that is done.
     """
     quantities = np.array([output.kind == "regression" for output in trained.outputs], bool)
     waiting: deque[_Waiting] = deque()

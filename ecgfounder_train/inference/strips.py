@@ -1,4 +1,4 @@
-"""A page per recording for a person: the ECG on paper, what the model says, the warnings."""
+"""A page per recording for reading: the ECG on paper grid, the model's outputs, the warnings."""
 
 import re
 from collections.abc import Sequence
@@ -105,7 +105,7 @@ def strip_page(result: RecordResult, table: OutputTable, derive_leads: bool = Tr
         )
         page.figure(figure, "25 mm/s, 10 mm/mV when printed.", "ECG strip", true_scale=True)
     if ranked:
-        page.section("What the model says")
+        page.section("Outputs of the model")
         page.paragraph(f"Probabilities: {table.calibration_summary}.")
         columns = [
             Column("output"),

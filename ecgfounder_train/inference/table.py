@@ -140,7 +140,7 @@ class OutputTable:
             return "none, as threshold=null asks"
         count = int(self._in_findings.sum())
         text = f"{count} of {len(self._binary)} outputs have a threshold ({self.threshold})"
-        return text if count else f"{text}; there is no column of findings"
+        return text if count else f"{text}; no findings column is written"
 
     @cached_property
     def _in_findings(self) -> NDArray[np.bool_]:

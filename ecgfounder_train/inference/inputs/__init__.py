@@ -59,7 +59,7 @@ def identify(path: Path) -> InputFormat | None:
     if named == [wfdb_files.FORMAT] or wfdb_files.header_of(path) is not None:
         return wfdb_files.FORMAT
     head = first_bytes(path)
-    # A table of numbers is a weak sign: only where the name says so, or nothing else fits.
+    # A table of numbers is a weak sign: only by the file's name, or if nothing else fits.
     others = [item for item in FORMATS if item not in named and item is not delimited_files.FORMAT]
     for item in (*named, *others):
         if item.recognises(head):

@@ -137,7 +137,7 @@ def _header(head: bytes) -> _Header:
         unit = fields["unit"][number].decode("latin-1").strip()
         gain = (high - low) / (top - bottom) if top > bottom and high != low else 0.0
         label = fields["label"][number].decode("latin-1").strip()
-        # Without a range the samples are plain numbers, whose unit nobody states.
+        # Without a range the samples are plain numbers, without a stated unit.
         stated = (unit, gain, low - gain * bottom) if gain else ("", 1.0, 0.0)
         signals.append(_Signal(label, *stated, samples, first))
         first += samples
@@ -161,7 +161,7 @@ def _whole(text: bytes, what: str) -> int:
 
 
 def _stored_records(header: _Header, num_bytes: int) -> tuple[int, list[Remark]]:
-    """Return the number of whole data records in the file, and what the header says otherwise."""
+    """Return the number of whole data records, and a remark if the header states more."""
     stored = (num_bytes - header.num_bytes) // (2 * header.record_samples)
     if stored < 1 or header.num_records == 0:
         raise RejectedRecordError(

@@ -83,7 +83,7 @@ class Layout:
     """How a text table is written, by its first lines.
 
     Attributes:
-        separator: Between cells; a blank stands for any number of blanks.
+        separator: Between cells; a blank means any number of blanks.
         has_head: Whether a line names the columns.
         columns: Names, `column_N` without a head.
         first_row: Cells of the first row of values.
@@ -271,7 +271,7 @@ def _table_of_text(rows: Sequence[tuple[int, str]]) -> Layout:
 
 
 def _is_decimal_comma(values: Sequence[str], above: Sequence[str], stated: Stated) -> bool:
-    """Whether rows such as ``-30,125`` are one number: nothing else tells two cells from one."""
+    """Whether rows such as ``-30,125`` are one number: two cells and one look the same."""
     if not all(re.fullmatch(r"\s*[-+]?\d+,\d+\s*", line) for line in values):
         return False
     one_name = bool(above) and "," not in above[-1] and not is_number(above[-1].strip())

@@ -388,7 +388,7 @@ def _joined(recording: _Recording, options: InputOptions) -> tuple[EcgRecord, li
 
 
 def _gap(parts: Sequence[_Part], part: _Part) -> float | None:
-    """Return the time between joined parts and the next one in s; None where it is no sequel.
+    """Return the time between joined parts and the next one in s; None if it does not follow.
 
     Parts without times follow each other directly.
     """
