@@ -6,7 +6,7 @@ the table of numbers `metrics_log`.
 
 import time
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,8 @@ class RunCallback(L.Callback):
             module.average.model.load_state_dict(checkpoint["ema"] or checkpoint["model"])
         module.state = RunState.restored(checkpoint, trainer.accumulate_grad_batches)
         self._restored = checkpoint
+        # Freed when the optimizer has been restored: it is as large as the run's own state.
+        self.start = replace(self.start, content=None)
         self._last_save_samples = module.samples_seen
         if trainer.is_global_zero:
             for name in self.writer.folder.set_aside_newer_than(module.state.optimizer_steps):

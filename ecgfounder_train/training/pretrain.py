@@ -132,7 +132,8 @@ def fit(
             if is_rank_zero():
                 _log_is_complete(run, evaluate_with)
             return 0
-        stop = stack.enter_context(stop_on_signals())
+        notice = "Stopping at the end of this step; Ctrl-C again stops at once."
+        stop = stack.enter_context(stop_on_signals(notice if is_rank_zero() else ""))
         if is_rank_zero():
             note.take_run()
             record_start(run, start, config.plain, metadata, config.resume)
@@ -149,6 +150,7 @@ def fit(
             loggers=create_loggers(config.logger, run, metadata.config) if is_rank_zero() else [],
             device_use=_device_use(module, shards, config.trainer),
         )
+        del start  # and with it the checkpoint's tensors
         trainer = create_trainer(
             config.trainer,
             callbacks=[callback],

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -17,15 +17,24 @@ LONGEST_GRACE_S = 1800.0
 
 
 class StopRequest:
-    """Which signal asked this process to stop, if any."""
+    """Which signal asked this process to stop, if any.
 
-    def __init__(self) -> None:
+    Args:
+        notice: Line for stderr at the first signal; empty: none.
+    """
+
+    def __init__(self, notice: str = "") -> None:
         self.signal: signal.Signals | None = None
+        self._notice = f"{notice}\n" if notice else ""
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.signal is signal.SIGINT and number == signal.SIGINT:
             # A second Ctrl-C asks not to wait for the end of the step.
             raise KeyboardInterrupt
+        if self.signal is None and self._notice:
+            # Not by print or logging, which may be in the middle of a line.
+            with suppress(OSError):
+                os.write(2, self._notice.encode())
         self.signal = signal.Signals(number)
 
     def listen(self) -> None:
@@ -58,13 +67,16 @@ def stay_if_preempted(request: StopRequest) -> None:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals(notice: str = "") -> Iterator[StopRequest]:
     """Yield a request that SIGINT, SIGTERM and SIGUSR1 fill while the block runs.
 
     Also where the process was started with them blocked, as a child inherits it: it would
     not notice its time limit, and be killed with nothing saved.
+
+    Args:
+        notice: Line for stderr at the first signal; empty: none.
     """
-    request = StopRequest()
+    request = StopRequest(notice)
     previous = {number: signal.getsignal(number) for number in SIGNALS}
     request.listen()
     blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
