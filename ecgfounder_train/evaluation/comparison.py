@@ -28,6 +28,7 @@ from ecgfounder_train.metrics import (
     RankingIntervals,
     clusters_from_keys,
     compare_runs,
+    holm,
     ranking_intervals,
 )
 from ecgfounder_train.metrics.predictions import Predictions
@@ -103,7 +104,8 @@ def write_comparison(
         [
             "Both runs saw the same records, so differences are paired: their variance is that of "
             "the difference per patient, not the sum of the two runs'.",
-            f"p values are two-sided; Holm's correction is over the labels of one comparison. "
+            "p values are two-sided. Those of labels are corrected over the labels of one "
+            "comparison, those of means over the runs compared with the first (Holm). "
             f"Labels with fewer than {MIN_POSITIVES} positive patients have no test.",
             "A difference between two single runs includes the chance of their seeds.",
         ]
@@ -169,14 +171,28 @@ def _summary(names: Sequence[str], comparisons: Mapping[tuple[str, str], Compari
         adjusted = np.nan_to_num(np.asarray(found.p_holm, np.float64), nan=1.0) < _ALPHA
         better = int((adjusted & (np.asarray(found.difference) > 0)).sum())
         worse = int((adjusted & (np.asarray(found.difference) < 0)).sum())
-        verdict = "which is more than chance" if macro.p_value < _ALPHA else "which may be chance"
+        p_value = _corrected(names, comparisons, "auroc")[name]
+        verdict = "significant at 5 %" if p_value < _ALPHA else "not significant at 5 %"
         sentences.append(
             f"{name} differs from {names[0]} in macro AUROC by {macro.difference:+.3f} (95 % "
-            f"interval {macro.lower:+.3f} to {macro.upper:+.3f}, p = {macro.p_value:.2g}; over "
-            f"{macro.num_labels} labels), {verdict}; after Holm's correction it is better on "
+            f"interval {macro.lower:+.3f} to {macro.upper:+.3f}, {_p_name(names)} = {p_value:.2g}; "
+            f"over {macro.num_labels} labels), {verdict}; after Holm's correction it is better on "
             f"{better} labels and worse on {worse}"
         )
     return ". ".join(sentences) + "."
+
+
+def _corrected(
+    names: Sequence[str], comparisons: Mapping[tuple[str, str], Comparison], metric: str
+) -> dict[str, float]:
+    """Return the p value of each run's mean difference, Holm over the runs compared."""
+    others = names[1:]
+    adjusted = holm([comparisons[metric, name].macro.p_value for name in others])
+    return dict(zip(others, adjusted.tolist(), strict=True))
+
+
+def _p_name(names: Sequence[str]) -> str:
+    return "p" if len(names) == 2 else f"p (Holm over {len(names) - 1} runs)"
 
 
 def _add_means(
@@ -190,7 +206,7 @@ def _add_means(
         columns += [
             Column(f"Macro {title}", ".3f"),
             Column("Difference", "+.3f"),
-            Column("p", ".2g"),
+            Column(_p_name(names), ".2g"),
         ]
     rows: list[list[Cell]] = []
     for name in names:
@@ -202,7 +218,8 @@ def _add_means(
                 cells += [None, None]
             else:
                 macro = comparisons[metric, name].macro
-                cells += [WithInterval(macro.difference, macro.lower, macro.upper), macro.p_value]
+                p_value = _corrected(names, comparisons, metric)[name]
+                cells += [WithInterval(macro.difference, macro.lower, macro.upper), p_value]
         rows.append(cells)
     page.table(columns, rows, f"Labels with at least {MIN_POSITIVES} positive patients.")
 
@@ -211,11 +228,11 @@ def _add_forest(
     page: HtmlPage, first: Predictions, rankings: Mapping[str, RankingIntervals]
 ) -> None:
     areas = next(iter(rankings.values())).auroc
-    enough = np.flatnonzero(~np.isnan(areas.value) & (areas.num_positives >= MIN_POSITIVES))
-    shown = enough[np.argsort(-areas.num_positives[enough], kind="stable")][:_NUM_FOREST]
+    enough = np.flatnonzero(~np.isnan(areas.value) & (areas.num_positive_patients >= MIN_POSITIVES))
+    shown = enough[np.argsort(-areas.num_positive_patients[enough], kind="stable")][:_NUM_FOREST]
     shown = shown[np.argsort(-areas.value[shown], kind="stable")]
     if not len(shown):
-        page.paragraph(f"No label has {MIN_POSITIVES} positives.", hint=True)
+        page.paragraph(f"No label has {MIN_POSITIVES} positive patients.", hint=True)
         return
     page.figure(
         forest_figure(

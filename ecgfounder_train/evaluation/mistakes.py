@@ -1,4 +1,4 @@
-"""What a model was surest of and wrong about, for someone who reads ECGs to look at."""
+"""Records on which the most confident scores contradict the stated labels, for review."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,8 @@ class Mistake:
 
     Attributes:
         row: Of the assessed predictions.
-        label: What was missed or imagined.
-        missed: The label was stated and the model was sure of its absence; else the reverse.
+        label: The false negative or false positive one.
+        missed: A false negative; else a false positive.
         rank: Share of the records that the model scored above (missed) or below it.
     """
 
@@ -32,13 +32,13 @@ class Mistake:
 
 
 def confident_mistakes(assessment: Assessment, limit: int = 12) -> list[Mistake]:
-    """Return the surest mistakes, as many missed as imagined, each record once.
+    """Return the most confident mistakes, half false negatives, each record once.
 
     Labels compare by rank, not by logit: the scale of a logit is each label's own. At most two
     mistakes are of one label and kind.
     """
     predictions, table = assessment.predictions, assessment.table
-    worthy = (table["num_positives"] >= MIN_POSITIVES) & table["auroc"].is_not_nan()
+    worthy = (table["num_positive_patients"] >= MIN_POSITIVES) & table["auroc"].is_not_nan()
     found: list[tuple[float, Mistake]] = []
     for column in np.flatnonzero(worthy.to_numpy()):
         seen = np.flatnonzero(predictions.observed[:, column])

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import torch
+import yaml
 
 from ecgfounder_train import __version__
 from ecgfounder_train.core.csv_files import write_frame
@@ -164,7 +165,8 @@ def _report_labels(
         run.metrics_file if run.metrics_file.is_file() else None,
         f"Fine-tuned run {run.name}, test split",
         _facts(run, trained, how),
-        remarks=[*how.words, shards.summary()],
+        remarks=[*how.words, shards.summary(), *_positive_side(_task(run))],
+        seen_in_training=False,
     )
     ranking = ranking_intervals(
         predictions.logits,
@@ -204,6 +206,40 @@ def _report_labels(
     }
 
 
+def _task(run: RunDirectory) -> dict[str, Any]:
+    """Return the task's settings as the run keeps them."""
+    content = yaml.safe_load(run.config_file.read_text(encoding="utf-8")) or {}
+    task = content.get("task")
+    return task if isinstance(task, dict) else {}
+
+
+def _positive_side(task: Mapping[str, Any]) -> list[str]:
+    """Return which side of which cut is positive where labels are made of numbers."""
+    sides = [
+        f"{side} {task[key]:g}" + (f" {task['unit']}" if task.get("unit") else "")
+        for key, side in (("positive_below", "below"), ("positive_above", "above"))
+        if task.get(key) is not None
+    ]
+    names = ", ".join(str(target) for target in task.get("targets") or ())
+    return [f"A record is positive where {names} is {' or '.join(sides)}."] if sides else []
+
+
+def _fold_errors(trained: TrainedModel, estimates: Mapping[str, RegressionEstimates]) -> list[str]:
+    """Return the errors of logarithms as factors of the quantity itself."""
+    mae = estimates["mae"]
+    return [
+        f"{output.name} is learnt and reported as its natural logarithm: on average a prediction "
+        f"is off by a factor of {np.exp(mae.value[i]):.2f}"
+        + (
+            f" (95 % interval {np.exp(mae.lower[i]):.2f} to {np.exp(mae.upper[i]):.2f})."
+            if np.isfinite(mae.lower[i])
+            else "."
+        )
+        for i, output in enumerate(trained.outputs)
+        if np.isfinite(mae.value[i])
+    ]
+
+
 def _control(run: RunDirectory) -> Predictions:
     path = run.evaluation("test") / "predictions.parquet"
     if not path.is_file():
@@ -234,6 +270,8 @@ def _report_quantities(
     with atomic_file(folder / "predictions.parquet") as handle:
         _quantity_predictions(trained, predictions, guess, truth).write_parquet(handle)
     remarks = [*how.words, shards.summary(), clusters.note]
+    if _task(run).get("transform") == "log":
+        remarks += _fold_errors(trained, estimates)
     _quantity_page(run, trained, estimates, guess, truth, remarks, how)
     return {
         "num_records": len(predictions),
@@ -331,8 +369,12 @@ def _quantity_page(
             Column("records", ",d"),
             Column("patients", ",d"),
             Column("MAE", ".3f", "mean absolute error, in the unit"),
+            Column("RMSE", ".3f", "root mean squared error, in the unit"),
             Column("R2", ".3f", "against the mean of these records"),
             Column("Pearson", ".3f"),
+            Column("Bias", "+.3f", "predicted less measured"),
+            Column("Lower limit of agreement", "+.3f"),
+            Column("Upper limit of agreement", "+.3f"),
         ],
         [
             [
@@ -340,11 +382,12 @@ def _quantity_page(
                 output.unit,
                 int(estimates["mae"].num_records[i]),
                 int(estimates["mae"].num_patients[i]),
-                *(_cell(estimates[name], i) for name in ("mae", "r2", "pearson")),
+                *(_cell(found, i) for found in estimates.values()),
             ]
             for i, output in enumerate(trained.outputs)
         ],
-        "95 % intervals by patient.",
+        "95 % intervals by patient. Limits of agreement: bias less and plus 1.96 standard "
+        "deviations of the difference.",
     )
     page.section("Predicted against measured")
     for i, output in enumerate(trained.outputs[:12]):

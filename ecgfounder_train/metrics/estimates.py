@@ -224,11 +224,14 @@ def auroc_interval(
     mirrored = value < 0.5
     area = np.where(mirrored, 1 - value, value)
     error = np.where(standard_error > 0, standard_error, 0.0)
-    reach, near_reach = quantile(level, degrees), quantile(level, 3 * degrees)
+    # Both corrections fade out towards 0.5, where the two ends are alike.
+    fade = np.clip(4 * (area - 0.5), 0.0, 1.0)
+    reach, near_reach = quantile(level, degrees), quantile(level, (1 + 2 * fade) * degrees)
     far, _ = logit_interval(area, error, reach)
     _, near = logit_interval(area, error, near_reach)
-    lost = 1 - area + MISRANKED * weight
-    spread = (error * reach / normal_quantile(level)) ** 2 + (MISRANKED * weight) ** 2
+    misranked = fade * MISRANKED * weight
+    lost = 1 - area + misranked
+    spread = (error * reach / normal_quantile(level)) ** 2 + misranked**2
     with np.errstate(invalid="ignore"):
         gamma = 1 - spread / lost * gammaincinv(lost**2 / spread, 0.5 + level / 2)
     far = np.fmin(far, np.maximum(gamma, 0.0))

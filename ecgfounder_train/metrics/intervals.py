@@ -6,7 +6,7 @@ function summed per patient. Both give a vector per patient and label, whose pro
 covariance of any two labels, and with it the interval of the macro mean. Quantiles are Student's,
 by the patients of the rarer class.
 
-Coverage of the 95 % intervals: `bench.py coverage`, docs/benchmarks/coverage.json.
+Coverage of the 95 % intervals: `bench.py coverage`, docs/benchmarks/coverage_full.json.
 
 Source:
     Obuchowski 1997, Biometrics 53(2), 567-578, doi:10.2307/2533958 (clustered ROC).

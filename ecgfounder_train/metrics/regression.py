@@ -1,4 +1,7 @@
-"""Errors of measured quantities with 95 % intervals by patient.
+"""Errors of measured quantities with 95 % intervals by patient, and limits of agreement.
+
+Limits of agreement are the bias less and plus 1.96 standard deviations of the difference: 95 % of
+single predictions are expected within them where the differences are normal.
 
 Each metric is a smooth function of means over records; its influence function, summed per patient,
 gives the variance, as for average precision. Pearson's interval is taken on Fisher's z scale, the
@@ -6,6 +9,7 @@ others' as it is.
 
 Source:
     Huber 1981, Robust Statistics (influence functions); Fisher 1921, Metron 1, 3-32 (z scale).
+    Bland and Altman 1999, doi:10.1177/096228029900800204 (limits of agreement).
 """
 
 from collections.abc import Sequence
@@ -20,7 +24,7 @@ from ecgfounder_train.metrics.estimates import normal_quantile
 
 Float = NDArray[np.float64]
 
-METRICS = ("mae", "r2", "pearson")
+METRICS = ("mae", "rmse", "r2", "pearson", "bias", "lower_limit", "upper_limit")
 NEVER_MEASURED = "never measured"
 CONSTANT = "the quantity or its prediction is constant"
 FEW_PATIENTS = f"fewer than {MIN_PATIENTS} patients"
@@ -53,7 +57,7 @@ def regression_intervals(
     patients: Clusters | ArrayLike,
     level: float = 0.95,
 ) -> dict[str, RegressionEstimates]:
-    """Return mean absolute error, R2 and Pearson's correlation of each quantity, by name.
+    """Return MAE, RMSE, R2, Pearson's correlation, bias and limits of agreement, by name.
 
     R2 is against the mean of these records; a model worse than it has a negative one.
 
@@ -107,7 +111,8 @@ def _influences(guess: Float, truth: Float) -> Sequence[tuple[str, tuple[float, 
     error = guess - truth
     absolute = np.abs(error)
     found: list[tuple[str, tuple[float, Float]]] = [
-        ("mae", (float(absolute.mean()), absolute - absolute.mean()))
+        ("mae", (float(absolute.mean()), absolute - absolute.mean())),
+        *_agreement(error),
     ]
     nothing = np.zeros_like(truth)
     centred, spread = truth - truth.mean(), float(truth.var())
@@ -121,6 +126,23 @@ def _influences(guess: Float, truth: Float) -> Sequence[tuple[str, tuple[float, 
     x, y = own / np.sqrt(own_spread), centred / np.sqrt(spread)
     correlation = float((x * y).mean())
     return [*found, ("pearson", (correlation, x * y - correlation / 2 * (x**2 + y**2)))]
+
+
+def _agreement(error: Float) -> list[tuple[str, tuple[float, Float]]]:
+    """Return RMSE, bias and limits of agreement with their influences."""
+    bias, square = float(error.mean()), float((error**2).mean())
+    root, spread = float(np.sqrt(square)), float(error.std())
+    of_bias = error - bias
+    # A constant error has no spread, and its limits are the bias.
+    of_root = (error**2 - square) / (2 * root) if root > 0 else np.zeros_like(error)
+    of_spread = (of_bias**2 - spread**2) / (2 * spread) if spread > 0 else np.zeros_like(error)
+    reach = normal_quantile(0.95)
+    return [
+        ("rmse", (root, of_root)),
+        ("bias", (bias, of_bias)),
+        ("lower_limit", (bias - reach * spread, of_bias - reach * of_spread)),
+        ("upper_limit", (bias + reach * spread, of_bias + reach * of_spread)),
+    ]
 
 
 def _clustered_error(influence: Float, codes: NDArray[np.int32]) -> float:
@@ -138,4 +160,4 @@ def _interval(name: str, value: float, error: float, level: float) -> tuple[floa
             return np.nan, np.nan
         centre, half = np.arctanh(value), half / (1 - value**2)
         return float(np.tanh(centre - half)), float(np.tanh(centre + half))
-    return (max(value - half, 0.0) if name == "mae" else value - half), value + half
+    return (max(value - half, 0.0) if name in ("mae", "rmse") else value - half), value + half

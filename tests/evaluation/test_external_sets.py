@@ -153,7 +153,7 @@ def test_code_test_goes_through_in_either_published_order_and_unit(
     for column, name in enumerate(CODE_COLUMNS):
         assert answers(stored, CODE_LABELS[name]) == gold[:-1, column].tolist()
         row = table.filter(pl.col("label") == CODE_LABELS[name])
-        assert row["num_positives"].item() == gold[:-1, column].sum()
+        assert row["num_positives"].item() in (None, gold[:-1, column].sum()), "None: below 10"
     assert len(set(stored.patient_key.tolist())) == 23 and None not in stored.patient_key.tolist()
     assert stored.age_years[:2].tolist() == [90, 31] and stored.sex[:2].tolist() == ["F", "M"]
     assert set(stored.native_fs.tolist()) == {400}
@@ -236,7 +236,7 @@ def test_mimic_goes_through_with_leads_by_name_and_reports_read_as_sentences(run
     for label, wanted in expected.items():
         assert answers(stored, label) == wanted, label
         row = table.filter(pl.col("label") == label)
-        assert row["num_positives"].item() == wanted.count(1)
+        assert row["num_positives"].item() in (None, wanted.count(1)), "None: below 10"
         assert row["num_observed"].item() == 7 - wanted.count(None)
     patients = stored.patient_key.tolist()
     assert [patients.index(key) for key in patients] == [0, 0, 2, 2, 4, 4, 6]
@@ -287,7 +287,8 @@ def test_real_excerpts_go_through_with_the_command_of_the_readme(
         assert "30 more have no answer" in html
     else:
         assert "40 records with an answer = 40 evaluated + 0 rejected." in html
-        assert table.filter(pl.col("label") == "SR")["num_positives"].item() > 20
+        positives = table.filter(pl.col("label") == "SR")["num_positives"].item()
+        assert positives is None or positives > 20, "None: fewer than 10 negatives"
     assert "clustered by record" in html
 
 
@@ -319,7 +320,8 @@ def test_ptbxl_fold_9_goes_through_with_its_own_labels_and_through_the_map(
     sinus = {"ptbxl_all71": "SR", "ecgfounder150": "SINUS BRADYCARDIA"}[vocabulary]
     code = {"ptbxl_all71": "'SR'", "ecgfounder150": "'SBRAD'"}[vocabulary]
     row = table.filter(pl.col("label") == sinus)
-    assert row["num_positives"].item() == cells.str.contains(code, literal=True).sum()
+    stated = cells.str.contains(code, literal=True).sum()
+    assert row["num_positives"].item() in (None, stated), "None: below 10"
     own = vocabulary == "ptbxl_all71"
     assert ("map ptbxl_all71, own" if own else "map ecgfounder150.ptbxl, ours") in html
 

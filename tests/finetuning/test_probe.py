@@ -172,3 +172,22 @@ def test_attention_begins_as_the_mean_over_time() -> None:
     torch.testing.assert_close(attention(signal), mean(signal), rtol=1e-5, atol=1e-5)
     torch.nn.init.normal_(attention.attention.score.weight)
     assert not torch.allclose(attention(signal), mean(signal), atol=1e-3)
+
+
+def test_rmse_bias_and_limits_of_agreement_are_those_of_the_differences():
+    rng = np.random.default_rng(8)
+    truth = rng.normal(50, 10, (400, 1))
+    guess = truth + rng.normal(2, 3, truth.shape)
+    found = regression_intervals(guess, truth, patients=np.arange(400))
+    error = (guess - truth)[:, 0]
+    right = {
+        "rmse": np.sqrt((error**2).mean()),
+        "bias": error.mean(),
+        "lower_limit": error.mean() - 1.959964 * error.std(),
+        "upper_limit": error.mean() + 1.959964 * error.std(),
+    }
+    for name, value in right.items():
+        assert found[name].value[0] == pytest.approx(value, rel=1e-5)
+    resampled = [error[rng.integers(0, 400, 400)] for _ in range(1000)]
+    spread = np.std([item.mean() + 1.959964 * item.std() for item in resampled])
+    assert found["upper_limit"].standard_error[0] == pytest.approx(spread, rel=0.15)
