@@ -12,7 +12,10 @@ A vocabulary is a CSV file, here in `data/` or anywhere a user keeps one. Only `
 | `observed_when` | `statement` (default), or `group_positive`: see below |
 | `role` | `label` (default), or `weakener`: a statement that weakens the one after it |
 
-Any other column is kept for reports. `observed_when=group_positive` leaves all labels of a group
+Any other column is kept for reports; the shipped vocabularies have the SNOMED CT code (`snomed`) and
+the SCP-ECG statement (`scp`) of a label where one is known, and in `snomed_match` and `scp_match`
+what the code is against the label: `exact`, `broader`, `narrower` or `related`. The SNOMED CT codes
+are those of the PhysioNet/CinC Challenge 2021 (`dx_mapping_*.csv`), the statements PTB-XL's. `observed_when=group_positive` leaves all labels of a group
 unobserved in a record that has none of them. The PTB-XL benchmark drops records without a
 superclass from the five-superclass task (Strodthoff et al. 2020, doi:10.1109/JBHI.2020.3022989);
 unobserved labels have the same effect, and records without any observed label are not written.

@@ -164,6 +164,50 @@ def test_closure_sets_what_a_label_implies() -> None:
     assert positives(closed, "22") == {"NORMAL SINUS RHYTHM", "SINUS RHYTHM"}
 
 
+PUBLISHED = {"match": "substring", "closure": "none"}
+
+
+@pytest.mark.parametrize(
+    ("code", "published"),
+    [
+        ("22", {"NORMAL SINUS RHYTHM", "SINUS RHYTHM"}),
+        ("24", {"MARKED SINUS BRADYCARDIA", "SINUS BRADYCARDIA"}),
+        ("478", {"RBBB AND LEFT ANTERIOR FASCICULAR BLOCK", LAFB}),
+        ("445", {IRBBB, RBBB}),
+        ("810", {"ANTEROSEPTAL INFARCT", "SEPTAL INFARCT"}),
+        ("801", {"INFERIOR-POSTERIOR INFARCT", "POSTERIOR INFARCT"}),
+        ("369", {"BIATRIAL ENLARGEMENT"}),
+        ("570", {"BIVENTRICULAR HYPERTROPHY"}),
+        ("271", {"SUPRAVENTRICULAR TACHYCARDIA", "VENTRICULAR TACHYCARDIA"}),
+        ("1699", {"ABNORMAL ECG", "NORMAL ECG"}),
+    ],
+)
+def test_published_labels_of_the_documented_statements(code: str, published: set[str]) -> None:
+    assert positives(Vocabulary.load("ecgfounder150", **PUBLISHED), code) == published
+
+
+@pytest.mark.parametrize("name", vocabulary_names())
+def test_every_code_of_another_system_has_the_grade_of_its_match(name: str) -> None:
+    grades = ("exact", "broader", "narrower", "related")
+    for entry in Vocabulary.load(name).entries:
+        for system in ("snomed", "scp"):
+            code, grade = entry.notes[system], entry.notes[f"{system}_match"]
+            assert grade in grades if code else not grade
+
+
+@pytest.mark.real_data
+def test_codes_of_other_systems_are_in_the_published_lists(real_data: Path) -> None:
+    scored, unscored = (
+        pl.read_csv(real_data / "cinc2021" / f"dx_mapping_{part}.csv", infer_schema=False)
+        for part in ("scored", "unscored")
+    )
+    snomed = {*scored["SNOMEDCTCode"], *unscored["SNOMEDCTCode"], ""}
+    scp = {*label_names("ptbxl_all71"), ""}
+    for name in vocabulary_names():
+        for entry in Vocabulary.load(name).entries:
+            assert entry.notes["snomed"] in snomed and entry.notes["scp"] in scp, entry.name
+
+
 def test_closure_reaches_grandparents(tmp_path: Path) -> None:
     path = tmp_path / "family.csv"
     path.write_text("label,codes,parents\na,1,b\nb,2,c\nc,3,\n")
