@@ -23,7 +23,7 @@ SEED = "seed"
 
 @dataclass(frozen=True)
 class Choice:
-    """One value of an axis: what it is called and the arguments it stands for."""
+    """One value of an axis: its name and the arguments it sets."""
 
     label: str
     arguments: tuple[str, ...]

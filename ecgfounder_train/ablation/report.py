@@ -62,7 +62,7 @@ _PARAMETERS, _FLOPS, _ECGS = "parameters", "training FLOPs", "training ECGs at h
 
 @dataclass(frozen=True)
 class Row:
-    """A variant with all that stands in its row of the table."""
+    """A variant with all columns of its row of the table."""
 
     variant: Variant
     members: list[MemberResult]
@@ -167,7 +167,7 @@ def write_report(
     page = HtmlPage(
         f"Ablation {ablation.name}",
         f"{len(first):,} records of {clusters.num_clusters:,} patients, {config['split']} part; "
-        f"{len(results.finished)} runs, {_budget_in_words(ablation)}",
+        f"{len(results.finished)} runs, {_budget_summary(ablation)}",
         landscape=True,
     )
     page.section("Summary")
@@ -244,7 +244,7 @@ def _power_law(
     return fit_power_law([row.mean(axis[1]) for row in rows], values, covariance), None
 
 
-def _budget_in_words(ablation: Ablation) -> str:
+def _budget_summary(ablation: Ablation) -> str:
     if ablation.budget.flops is not None:
         return f"{short_count(ablation.budget.flops)} training FLOPs each"
     return f"{int(ablation.budget.samples or 0):,} ECGs seen each"

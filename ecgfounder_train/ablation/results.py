@@ -80,7 +80,7 @@ class Results:
 def read_results(config: Mapping[str, Any], ablation: Ablation, device: torch.device) -> Results:
     """Return the finished members with their predictions on `split=`, on common records.
 
-    Predictions are kept beside each run and made anew only where the checkpoint is another.
+    Predictions are kept beside each run and made again only for another checkpoint.
 
     Raises:
         UserError: Nothing is finished, or members are of other vocabularies, splits or budgets.

@@ -83,7 +83,7 @@ def _differences(
     found = []
     old, new = (dict(_leaves(config)) for config in (begun, wanted))
     for key in sorted(old.keys() | new.keys()):
-        # Keys a later version of the program knows were at their default before.
+        # Keys of a later version of the program had their default before.
         if key not in old or key.split(".")[0] in (*IRRELEVANT, "run"):
             continue
         if key == "shards":
@@ -133,7 +133,7 @@ def run_ablation(config: Mapping[str, Any]) -> int:
         config: The composed `configs/ablate.yaml`.
 
     Raises:
-        UserError: Whatever the user can mend.
+        UserError: The configuration is invalid.
     """
     ablation = Ablation.from_config(config)
     if config["shards"] is None and not any(
@@ -207,7 +207,7 @@ def train_here(members: Sequence[Sized]) -> int:
                 )
                 return stop.exit_code
             if status:
-                failed[item.member.name] = _status_in_words(status)
+                failed[item.member.name] = _status_summary(status)
                 print(f"{item.member.name} failed ({failed[item.member.name]}).", flush=True)
     return _summary(members, failed)
 
@@ -230,7 +230,7 @@ def _summary(members: Sequence[Sized], failed: Mapping[str, str]) -> int:
     return 0
 
 
-def _status_in_words(status: int) -> str:
+def _status_summary(status: int) -> str:
     return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
 
 
@@ -246,12 +246,12 @@ def train_in_process(arguments: Sequence[str], stop: StopRequest) -> int:
     _start_server()
     process = forks.Process(target=_be_pretrain, args=(list(arguments), str(script_of("pretrain"))))
     process.start()
-    told = False
+    announced = False
     try:
         while process.is_alive():
             process.join(0.2)
-            if stop.signal is not None and not told:
-                told = True
+            if stop.signal is not None and not announced:
+                announced = True
                 assert process.pid is not None
                 # Never SIGINT: a run that has had one from the terminal takes a second as "at
                 # once", and loses its last steps. USR1 as it is: after SLURM's TERM a run stays.

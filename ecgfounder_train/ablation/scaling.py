@@ -1,8 +1,8 @@
 """A saturating power law through the sizes: what is left to gain, and how fast it is gained.
 
 1 - AUROC = floor + scale * (size / middle) ** -exponent. Fitted by generalised least squares: the
-patients are the same for all sizes, so their errors are correlated, and the fit knows how much.
-Intervals are profile likelihoods: for each value of a parameter the others are fitted anew, and the
+patients are the same for all sizes, so their errors are correlated; the fit uses their covariance.
+Intervals are profile likelihoods: for each value of a parameter the others are refitted, and the
 value belongs to the interval while twice the log-likelihood is within 3.84 of the best. Where the
 data do not bound a parameter its interval ends at the bound of the search, and says so.
 """

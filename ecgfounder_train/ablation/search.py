@@ -36,7 +36,7 @@ def search_settings(config: Mapping[str, Any]) -> int:
         config: The composed `configs/ablate.yaml`; the axes play no part but their first choices.
 
     Raises:
-        UserError: Whatever the user can mend.
+        UserError: The configuration is invalid.
     """
     if config["shards"] is None:
         raise UserError(
@@ -146,7 +146,7 @@ def _summary(study: optuna.Study, folder: Path) -> int:
     print(
         f"{len(done)} trials with a value. Best: trial {best.number}, validation macro AUROC "
         f"{best.value:.4f}, {shown}\nStudy: {folder / 'search.journal'}. The best of many trials "
-        "is flattered by having been chosen: train it anew with other seeds before comparing.",
+        "is biased upwards by the selection: train it with other seeds before comparing.",
         flush=True,
     )
     return 0

@@ -38,7 +38,8 @@ def conclusion(
     if not worse:
         widest = max(equal, key=lambda item: -item.estimate.lower)
         sentences.append(
-            f"No difference can be claimed: none of the other {len(equal)} is told apart from it "
+            f"No difference can be claimed: none of the other {len(equal)} differs "
+            "significantly from it "
             f"(smallest p after Holm's correction "
             f"{min(item.p_holm for item in equal):.2g}). That is no proof that they are equal: "
             f"{widest.name} may lie up to {max(-widest.estimate.lower, 0.0):.3f} below the best."
@@ -48,7 +49,8 @@ def conclusion(
         sentences.append(f"{best.name} {verb} {_differences(worse)}.")
         if equal:
             sentences.append(
-                f"From {_differences(equal)} it is not told apart: no difference can be claimed."
+                f"It does not differ significantly from {_differences(equal)}: "
+                "no difference can be claimed."
             )
     sentences.append(_about_the_edge(compared, ordered, [item.name for item in equal]))
     if compared.with_seeds:
@@ -91,8 +93,8 @@ def _about_the_edge(compared: Compared, ordered: Sequence[str] | None, equal: Se
 def _about_the_law(law: PowerLaw) -> str:
     if law.is_flat:
         return (
-            "A saturating power law fits no better than a constant: its exponent is not told from "
-            "0, so no gain by size can be claimed or foretold."
+            "A saturating power law fits no better than a constant: its exponent does not differ "
+            "significantly from 0, so no gain by size can be claimed or extrapolated."
         )
     text = (
         f"A saturating power law has the exponent {_interval(law.exponent, '.2f')} and approaches "

@@ -1,4 +1,4 @@
-"""Ordered vocabularies, and what a record's statements say about each of their labels."""
+"""Ordered vocabularies: values and observed flags of labels from a record's statements."""
 
 from ecgfounder_train.labels.packing import pack, unpack
 from ecgfounder_train.labels.vocabulary import (

@@ -12,13 +12,15 @@ A vocabulary is a CSV file, here in `data/` or anywhere a user keeps one. Only `
 | `observed_when` | `statement` (default), or `group_positive`: see below |
 | `role` | `label` (default), or `weakener`: a statement that weakens the one after it |
 
-Any other column is kept for reports; the shipped vocabularies have the SNOMED CT code (`snomed`) and
-the SCP-ECG statement (`scp`) of a label where one is known, and in `snomed_match` and `scp_match`
-what the code is against the label: `exact`, `broader`, `narrower` or `related`. The SNOMED CT codes
-are those of the PhysioNet/CinC Challenge 2021 (`dx_mapping_*.csv`), the statements PTB-XL's. `observed_when=group_positive` leaves all labels of a group
-unobserved in a record that has none of them. The PTB-XL benchmark drops records without a
-superclass from the five-superclass task (Strodthoff et al. 2020, doi:10.1109/JBHI.2020.3022989);
-unobserved labels have the same effect, and records without any observed label are not written.
+Any other column is kept for reports. The shipped vocabularies have the SNOMED CT code (`snomed`)
+and the SCP-ECG statement (`scp`) of a label where one is known, and in `snomed_match` and
+`scp_match` what the code is against the label: `exact`, `broader`, `narrower` or `related`. SNOMED
+CT codes are those of the PhysioNet/CinC Challenge 2021 (`dx_mapping_*.csv`), statements PTB-XL's.
+
+`observed_when=group_positive` leaves all labels of a group unobserved in a record that has none of
+them. The PTB-XL benchmark drops records without a superclass from the five-superclass task
+(Strodthoff et al. 2020, doi:10.1109/JBHI.2020.3022989); unobserved labels have the same effect, and
+records without any observed label are not written.
 """
 
 import re
@@ -168,7 +170,7 @@ class Vocabulary:
         return cls.load(str(config["name"]), **options)
 
     def with_texts(self, texts: Mapping[str, str]) -> "Vocabulary":
-        """Return the same vocabulary that also knows the text of each statement code.
+        """Return the same vocabulary with the text of each statement code.
 
         `match=substring` reads them, and a code whose text is a weakener's weakens as well.
         """
@@ -221,7 +223,7 @@ class Vocabulary:
     def encode(
         self, statements: Sequence[str] | None
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        """Return values and observed flags of one record; None means nobody read it.
+        """Return values and observed flags of one record; None: without an over-read.
 
         Shape: two uint8 arrays (num_labels,). A value is 0 wherever its label is unobserved.
         """
@@ -236,7 +238,7 @@ class Vocabulary:
         """Return packed values and observed flags of many records.
 
         Args:
-            statements: One list of statements per record, in their order; null = nobody read it.
+            statements: One list of statements per record, in order; null: without an over-read.
         """
         width = (self.num_labels + 7) // 8
         values = np.zeros((len(statements), width), np.uint8)
@@ -250,7 +252,7 @@ class Vocabulary:
         return EncodedLabels(values, observed, counts)
 
     def knows(self, statement: str) -> bool:
-        """Tell whether a statement bears on any label (or weakens another statement)."""
+        """Return whether a statement bears on any label (or weakens another statement)."""
         if self.match == "words" and self._words_of(statement)[1]:
             return True
         return bool(self._labels_of(statement)) or self._is_weakener(statement)
@@ -455,7 +457,7 @@ class Encoder:
         Args:
             numbers: The statements of all records, one after the other.
             ends: Where each record's begin, and at last where they end.
-            read: Which records were read by anybody; the others are unobserved.
+            read: Which records have an over-read; the others are unobserved.
         """
         width = (self.vocabulary.num_labels + 7) // 8
         firm = np.zeros((len(read), width), np.uint8)
@@ -568,6 +570,6 @@ def _check(entries: list[Label], path: Path) -> None:
         for parent in entry.parents:
             if parent not in names:
                 raise UserError(
-                    f"{path}: {entry.name!r} has the parent {parent!r}, which is no label of it."
+                    f"{path}: {entry.name!r} has the parent {parent!r}, which is not a label of it."
                     f"{did_you_mean(parent, names)}"
                 )

@@ -3,7 +3,7 @@
 The row-by-row writer takes 211 s of CPU time per million rows. Here it writes a pool of patients
 once, and copies of the pool follow with other patient ids and file names: a copied patient has
 the dates and statements of its model, but is a patient of its own. What is missing or blank is not
-copied but drawn anew over all rows, in exactly the published numbers.
+copied but drawn again over all rows, in exactly the published numbers.
 """
 
 import tempfile

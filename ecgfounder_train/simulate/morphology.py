@@ -199,7 +199,7 @@ def _axis_deg(rng: np.random.Generator, findings: Findings, anatomy: Anatomy) ->
     for flag, (low, high) in _AXES_DEG.items():
         if flag in findings.flags:
             return float(rng.uniform(low, high))
-    if findings.flags & _LVH:  # The heart lies more across.
+    if findings.flags & _LVH:  # A more horizontal heart.
         return max(anatomy.axis_deg - 20.0, -24.0)
     if findings.flags.isdisjoint(INFARCTS):
         return anatomy.axis_deg

@@ -57,7 +57,7 @@ def prevalences(changes: Mapping[str, float] | None = None) -> dict[str, float]:
                 f"prevalences.{name}: no such finding." + did_you_mean(name, PREVALENCES)
             )
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
-            raise UserError(f"prevalences.{name} is {share!r}; a share lies between 0 and 1.")
+            raise UserError(f"prevalences.{name} is {share!r}; a share is between 0 and 1.")
         shares[name] = float(share)
     rhythms = ("atrial_fibrillation", "paced", *EPISODES)
     groups = (rhythms, CONDUCTION, AXES, SIZES, INFARCTS, REPOLARISATIONS, SINUS_DISTURBANCES)

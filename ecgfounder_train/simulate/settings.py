@@ -70,7 +70,7 @@ def _merge(settings: dict[str, Any], changes: Mapping[str, Any], where: str) -> 
     for key, value in changes.items():
         name = f"{where}{key}"
         if where == "prevalences.":
-            settings[key] = value  # Checked by `prevalences`, which knows the findings.
+            settings[key] = value  # Checked by `prevalences`, which has the list of findings.
             continue
         if key not in settings:
             raise UserError(f"Unknown setting {name!r}." + did_you_mean(str(key), settings))
@@ -101,4 +101,4 @@ def _merge(settings: dict[str, Any], changes: Mapping[str, Any], where: str) -> 
 
 def _check_rate(name: str, value: float) -> None:
     if not 0.0 <= value <= 1.0:
-        raise UserError(f"{name} is {value:g}; a rate lies between 0 and 1.")
+        raise UserError(f"{name} is {value:g}; a rate is between 0 and 1.")

@@ -34,9 +34,9 @@ from ecgfounder_train.simulate.events import (
 from ecgfounder_train.simulate.events import VENTRICULAR as FROM_VENTRICLE
 
 VENTRICULAR_SPIKE_S = -0.068
-"""Where the spike stands before the R reference of the beat it makes."""
+"""Time of the pacing spike before the R reference of the beat it triggers."""
 ATRIAL_SPIKE_S = -P_PEAK_AFTER_ONSET_S - 0.006
-"""Where the spike stands before the peak of the P wave it makes."""
+"""Time of the pacing spike before the peak of the P wave it triggers."""
 
 
 @dataclass

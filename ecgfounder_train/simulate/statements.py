@@ -296,7 +296,7 @@ def _serial_codes(rng: np.random.Generator, has_previous: bool) -> list[int]:
     said = [code for code, draw in zip(_SERIAL, draws, strict=True) if draw < _SERIAL[code]]
     codes = [_COMPARED] if said or rng.random() < 0.5 else []
     for code in said:
-        # "QT has shortened" stands alone; everything else is somewhere.
+        # "QT has shortened" names no leads; every other change has some.
         codes.append(code)
         if code not in (1250, 1251):
             codes.append(int(rng.choice(_SERIAL_PLACES)))

@@ -214,7 +214,7 @@ class LabelMap:
 
     @property
     def notes(self) -> dict[str, str]:
-        """What to know of each evaluated label."""
+        """Agreement and justification of each evaluated label."""
         return {
             entry.label: f"{entry.agreement}: {entry.justification}"
             if entry.agreement
@@ -263,7 +263,7 @@ class LabelMap:
         that the reading stopped, only what is stated is known.
 
         Args:
-            statements: Per record; None = nobody read it, so nothing is observed.
+            statements: Per record; None: without an over-read, so nothing is observed.
             sites: Where each was recorded.
 
         Shape: two uint8 arrays (num_records, len(evaluated)).
@@ -392,7 +392,7 @@ class LabelMap:
     def scores(
         self, logits: NDArray[np.floating], vocabulary: Vocabulary
     ) -> tuple[NDArray[np.float32], list[str]]:
-        """Return the logits of a model that speaks the data set's own labels, in ours.
+        """Return the logits of a model of the data set's own labels as logits of the mapped ones.
 
         Any-of takes the largest logit, all-of the smallest. For comparing with a network trained
         on the data set itself.
@@ -444,7 +444,7 @@ def _entry(
     if agreement and agreement not in AGREEMENTS:
         raise UserError(f"{where}: agreement {agreement!r} is none of {AGREEMENTS}.")
     if variant == "published":
-        # The published evaluation knew no unobserved answers.
+        # The published evaluation has no unobserved answers.
         same = row["implies"] == row.get("published", "")
         why = "as published" if same or not row.get("published") else (
             f"as published; ours differs: {why}"
@@ -514,7 +514,7 @@ def _uncovered(text: str, covering: Iterable[re.Pattern[str]]) -> str:
 
 
 def label_families(labels: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Return families of labels that readers and models take for one another, as far as present."""
+    """Return families of labels that are confused with one another, as far as present."""
     families: dict[str, list[str]] = {}
     with open(FOLDER / "families.csv", newline="", encoding="utf-8") as handle:
         for row in csv.DictReader(handle):

@@ -62,7 +62,7 @@ def read_wording(statement: str) -> Wording:
     """Return a statement by how sure it is.
 
     A doubt reaches to the end of its sentence, a denial to the end of its clause. A doubt behind
-    which nothing follows, and "... not excluded", mean what stands before them.
+    which nothing follows, and "... not excluded", refer to what precedes them.
     """
     text = rest = " ".join(statement.split())
     firm: list[str] = []
