@@ -39,18 +39,18 @@ from ecgfounder_train.core.ranks import is_rank_zero, process_rank
 
 __all__ = ["CONFIGS", "choices", "compose_config", "main", "manual_page", "run"]
 
-# What the machine refuses is never our mistake alone; the place that met it need not foresee it.
+# Operating system errors that a user can fix, wherever they occur; others show their traceback.
 _REFUSED = {
     errno.EACCES: "Change its permissions or name another place.",
     errno.EPERM: "Change its permissions or name another place.",
     errno.EROFS: "Name a place that can be written.",
     errno.ENOSPC: "Free space or name another disk.",
     errno.EDQUOT: "Free space or name another disk.",
-    errno.ENOTDIR: "A file stands where a folder is wanted: move it or name another place.",
-    errno.EISDIR: "A folder stands where a file is wanted: name a file.",
-    errno.ENAMETOOLONG: "Take a shorter name.",
-    errno.EIO: "The disk or file server fails: look after it.",
-    errno.ESTALE: "The file server has lost it: look after it.",
+    errno.ENOTDIR: "There is a file where a folder is needed: move it or name another place.",
+    errno.EISDIR: "There is a folder where a file is needed: name a file.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.EIO: "The disk or file server fails: check it.",
+    errno.ESTALE: "The file server has lost it: check the server.",
     errno.EMFILE: "Raise the limit of open files (ulimit -n).",
 }
 
@@ -95,11 +95,11 @@ def run(verb: str, task: Task | None = None) -> NoReturn:
         verb: Name of a module of `commands` and of its config file.
         task: What runs instead of that module's `main`.
 
-    Exit status: 0 done, 1 a mistake or a refusal of the machine (no permission, a full disk) that
-    the message explains, 130 interrupted.
+    Exit status: 0 done, 1 a user error or an operating system error (no permission, a full disk)
+    that the message explains, 130 interrupted.
     """
-    # Read when torch is imported, which no script has done yet. Its warnings in C++ (one per rank)
-    # are of no use to who runs this, and bury what is.
+    # Read when torch is imported, which has not happened yet. Its C++ warnings (one per rank) would
+    # hide our messages.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     tolerate_closed_pipes()
     show_warnings_as_log_lines()
@@ -149,7 +149,7 @@ def _guarded(verb: str, task: Task, composed: Callable[[], DictConfig]) -> int:
         with ctrl_c_as_exception():
             return task(config) or 0
     except (UserError, RejectedRecordError) as error:
-        # A damaged shard may show on one rank alone, so none keeps silent.
+        # A damaged shard may be found by one rank alone, so every rank reports.
         who = "error" if is_rank_zero() else f"error on rank {process_rank()}"
         print(as_started(f"{who}: {error}"), file=sys.stderr, flush=True)
         return 1

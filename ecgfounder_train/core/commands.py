@@ -43,7 +43,7 @@ def _is_installed_command() -> bool:
 def command(
     script: str, keys: Mapping[str, object], paths: Mapping[str, object] | None = None
 ) -> str:
-    """Return a command line of one of our scripts, ready for a shell.
+    """Return the command line that runs a verb, ready for a shell.
 
     Args:
         script: Name of the script, with its leading word if it takes one, such as "ablate report".
