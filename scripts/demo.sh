@@ -42,7 +42,7 @@ else
   echo "Killed process $pid with SIGKILL."
 fi
 
-step "4/6 The same command again: it goes on where the last checkpoint stands"
+step "4/6 The same command again resumes from the last checkpoint"
 tell "${train[@]}"
 
 step "5/6 Evaluation on the held-out patients"

@@ -103,7 +103,7 @@ def run(verb: str, task: Task | None = None) -> NoReturn:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     tolerate_closed_pipes()
     show_warnings_as_log_lines()
-    task = task or _main_of(verb)
+    task = task or _checked_main(verb)
     arguments = sys.argv[1:]
     if undecodable := [item for item in arguments if not _is_utf8(item)]:
         shown = os.fsencode(undecodable[0]).decode(errors="backslashreplace")
@@ -130,6 +130,17 @@ def run(verb: str, task: Task | None = None) -> NoReturn:
     sys.exit(_guarded(verb, task, lambda: compose_config(verb, arguments)))
 
 
+def _checked_main(verb: str) -> Task:
+    """Return a task that checks what the config names, then runs the `main` of a verb."""
+    task = _main_of(verb)
+
+    def checked(config: dict[str, Any]) -> int | None:
+        check_paths(verb, config)
+        return task(config)
+
+    return checked
+
+
 def _main_of(verb: str) -> Task:
     """Return the `main` of a verb, with the leading word of the command line if it takes one."""
     task = import_module(f"ecgfounder_train.commands.{verb}").main
@@ -145,7 +156,6 @@ def _guarded(verb: str, task: Task, composed: Callable[[], DictConfig]) -> int:
     try:
         config = _to_plain(composed())
         check_settings(verb, config)
-        check_paths(verb, config)
         with ctrl_c_as_exception():
             return task(config) or 0
     except (UserError, RejectedRecordError) as error:

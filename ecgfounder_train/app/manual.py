@@ -34,7 +34,7 @@ def manual_page(verb: str) -> str:
         own = {key: value for key, value in own.items() if key in named or value == REQUIRED}
     leaves = list(_leaves(own, comments))
     leaves.sort(key=lambda leaf: leaf[1] != REQUIRED)
-    keys = [_line(4, key, value, comments.get(key, "")) for key, value in leaves]
+    keys = [_line(4, key, value, _comment(key, comments)) for key, value in leaves]
     listed = []
     for group, chosen in groups.items():
         valid = ", ".join(choices(group, verb))
@@ -42,7 +42,7 @@ def manual_page(verb: str) -> str:
         section = config.get(group)
         if isinstance(section, Mapping):
             for key, value in _leaves(section, comments, f"{group}."):
-                listed.append(_line(8, key, value, comments.get(key, "")))
+                listed.append(_line(8, key, value, _comment(key, comments)))
     parts = [*_header(verb), "", "KEYS (key=value; ??? must be given)", *keys]
     if listed:
         parts += ["", "GROUPS (the default choice and its keys)", *listed]
@@ -69,6 +69,11 @@ def _header(verb: str) -> list[str]:
     return header
 
 
+def _comment(key: str, comments: Mapping[str, str]) -> str:
+    """Return the comment of a key, or that of the mapping it is in."""
+    return comments.get(key) or comments.get(key.rpartition(".")[0], "")
+
+
 def _line(indent: int, key: str, value: Any, comment: str) -> str:
     return _entry(indent, f"{key}={shown(value)}", comment)
 
@@ -92,7 +97,11 @@ def _leaves(
     """Yield dotted keys and values; a mapping with a comment of its own is one value."""
     for key, value in section.items():
         name = f"{prefix}{key}"
-        is_section = name not in comments or any(item.startswith(f"{name}.") for item in comments)
+        is_section = (
+            name not in comments
+            or any(item.startswith(f"{name}.") for item in comments)
+            or len(shown(value)) > WIDTH // 2
+        )
         if isinstance(value, Mapping) and value and is_section:
             yield from _leaves(value, comments, f"{prefix}{key}.")
         else:

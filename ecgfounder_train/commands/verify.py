@@ -17,7 +17,7 @@ def main(config: dict[str, Any]) -> int:
     if config["rebuild"] is not None:
         where = {key: config[key] for key in ("private", "root", "storage_options")}
         names = rebuild(config["shards"], config["rebuild"], **where)
-        print(f"Made anew, as the manifest says: {', '.join(names) or 'none needed it'}.")
+        print(f"Rebuilt, as the manifest states: {', '.join(names) or 'none needed it'}.")
     report = verify(config["shards"], config["sample"], config["seed"], config["private"])
     print(report)
     return 0 if report.ok else 1

@@ -332,7 +332,7 @@ def press_ctrl_c(event, details):
         if f"{{event}} {{os.path.basename(str(details[0]))}}" == {moment!r}:
             os.kill(os.getpid(), signal.SIGINT)
 
-sys.argv = [{str(SCRIPTS / "pretrain.py")!r}, "run=a", "shards=nowhere"]
+sys.argv = [{str(SCRIPTS / "pretrain.py")!r}, "run=a", "shards=."]
 sys.addaudithook(press_ctrl_c)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
