@@ -136,10 +136,12 @@ def _scores(shape: str, area: float, normal: Float, positive: NDArray[np.bool_])
     if shape.startswith("binormal"):
         spread = {"binormal": 1.0, "binormal, wide positives": 2.0}.get(shape, 0.5)
         shift = float(ndtri(area)) * np.sqrt(1 + spread**2)
-        return np.where(positive, spread * normal + shift, normal)
+        scores: Float = np.where(positive, spread * normal + shift, normal)
+        return scores
     sign = 1 if shape == "right-skewed" else -1
     exponential = -norm.logsf(sign * normal)
-    return sign * exponential - np.log(2 * (1 - area)) * positive
+    scores = sign * exponential - np.log(2 * (1 - area)) * positive
+    return scores
 
 
 def _patients(
@@ -270,7 +272,7 @@ def _one_study(rng: np.random.Generator, area: float, records: int) -> Float:
     labels = tuple("ABCDE")
     mean = ranking_intervals(runs[0], targets, patients=patients, num_threads=1).auroc.macro()
     pair = [RunScores(scores, targets, None, keys, patients, labels) for scores in runs]
-    paired = compare_runs(*pair, num_threads=1).macro
+    paired = compare_runs(pair[0], pair[1], num_threads=1).macro
     group = subgroup_intervals(
         runs[0],
         targets,

@@ -232,7 +232,7 @@ def auroc_interval(
     misranked = fade * MISRANKED * weight
     lost = 1 - area + misranked
     spread = (error * reach / normal_quantile(level)) ** 2 + misranked**2
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore"):
         gamma = 1 - spread / lost * gammaincinv(lost**2 / spread, 0.5 + level / 2)
     far = np.fmin(far, np.maximum(gamma, 0.0))
     near = np.where(area >= 1, 1.0, near)
