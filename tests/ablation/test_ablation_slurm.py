@@ -116,7 +116,9 @@ def test_launcher_is_of_no_use_to_a_single_run(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert done.returncode == 1 and "give hydra/launcher= to python scripts/ablate.py" in done.stderr
+    assert (
+        done.returncode == 1 and "give hydra/launcher= to python scripts/ablate.py" in done.stderr
+    )
 
 
 def test_job_hands_back_the_status_of_the_run(tmp_path: Path) -> None:
