@@ -140,8 +140,8 @@ def _scores(shape: str, area: float, normal: Float, positive: NDArray[np.bool_])
         return scores
     sign = 1 if shape == "right-skewed" else -1
     exponential = -norm.logsf(sign * normal)
-    scores = sign * exponential - np.log(2 * (1 - area)) * positive
-    return scores
+    skewed: Float = sign * exponential - np.log(2 * (1 - area)) * positive
+    return skewed
 
 
 def _patients(
