@@ -14,8 +14,6 @@ ORDERS = ("auto", "global", "shard_blocks")
 
 # The block that is read, the one that is fetched, and the one that some rank has not quite left.
 _BLOCKS_IN_CACHE = 3
-# Besides, a validation reads one shard and fetches the next.
-_OTHER_SHARDS_IN_CACHE = 2
 
 
 def shard_counts(shards: ShardSet, split: str, rows: Rows | None) -> tuple[list[int], list[int]]:
@@ -69,21 +67,22 @@ def create_plan(
         )
     numbers, sizes = shard_counts(shards, "train", rows)
     fingerprint = shards.manifest.fingerprint
+    validation = _validation_shards(shards, global_batch_size)
     if order == "auto":
-        order = "global" if _fits(shards, numbers) else "shard_blocks"
+        order = "global" if _fits(shards, numbers, validation) else "shard_blocks"
     if order == "global":
-        if not _fits(shards, numbers):
+        if not _fits(shards, numbers, validation):
             assert isinstance(shards, CachedShardSet)
             raise UserError(
                 f"data.order=global needs all shards in the cache, which take "
-                f"{_needed_bytes(shards, numbers):,} bytes of data.cache_bytes="
+                f"{_needed_bytes(shards, numbers, validation):,} bytes of data.cache_bytes="
                 f"{shards.cache.max_bytes:,}. Raise it, or use data.order=shard_blocks."
             )
         return EpochPlan(len(rows), seed, fingerprint, dropped)
-    count = block_shards or _largest_block(shards, numbers)
+    count = block_shards or _largest_block(shards, validation)
     plan = BlockPlan(len(rows), seed, fingerprint, dropped, tuple(sizes), min(count, len(numbers)))
     if isinstance(shards, CachedShardSet):
-        _check_blocks(shards, plan, numbers, global_batch_size)
+        _check_blocks(shards, plan, numbers, global_batch_size, validation)
     return plan
 
 
@@ -122,38 +121,55 @@ def look_ahead_in_order(
     return ask
 
 
-def _needed_bytes(shards: ShardSet, numbers: list[int]) -> int:
+def _validation_shards(shards: ShardSet, batch_size: int) -> int:
+    """Return how many shards a validation holds at once: those of a batch, and the next one."""
+    _, sizes = shard_counts(shards, "val", None)
+    ends = np.cumsum(sizes)
+    if not len(ends):
+        return 0
+    starts = np.arange(0, ends[-1], batch_size)
+    first = np.searchsorted(ends, starts, side="right")
+    last = np.searchsorted(ends, np.minimum(starts + batch_size, ends[-1]) - 1, side="right")
+    return min(int((last - first).max()) + 2, len(sizes))
+
+
+def _needed_bytes(shards: ShardSet, numbers: list[int], validation: int) -> int:
     entries = shards.manifest.shards
-    others = max(entry.bytes for entry in entries) * _OTHER_SHARDS_IN_CACHE
+    others = max(entry.bytes for entry in entries) * validation
     return sum(entries[number].bytes for number in numbers) + others
 
 
-def _fits(shards: ShardSet, numbers: list[int]) -> bool:
+def _fits(shards: ShardSet, numbers: list[int], validation: int) -> bool:
     if not isinstance(shards, CachedShardSet):
         return True
-    return _needed_bytes(shards, numbers) <= shards.cache.max_bytes
+    return _needed_bytes(shards, numbers, validation) <= shards.cache.max_bytes
 
 
-def _largest_block(shards: ShardSet, numbers: list[int]) -> int:
+def _largest_block(shards: ShardSet, validation: int) -> int:
     if not isinstance(shards, CachedShardSet):
         # Enough for a good mixture, few enough to stay in a file server's memory.
         return 64
     largest = max(entry.bytes for entry in shards.manifest.shards)
-    room = shards.cache.max_bytes // largest - _OTHER_SHARDS_IN_CACHE
+    room = shards.cache.max_bytes // largest - validation
     return max(room // _BLOCKS_IN_CACHE, 1)
 
 
 def _check_blocks(
-    shards: CachedShardSet, plan: BlockPlan, numbers: list[int], global_batch_size: int
+    shards: CachedShardSet,
+    plan: BlockPlan,
+    numbers: list[int],
+    global_batch_size: int,
+    validation: int,
 ) -> None:
     entries = shards.manifest.shards
     largest = max(entry.bytes for entry in entries)
     blocks = min(_BLOCKS_IN_CACHE * plan.block_shards, len(numbers))
-    needed = (blocks + _OTHER_SHARDS_IN_CACHE) * largest
+    needed = (blocks + validation) * largest
     if needed > shards.cache.max_bytes:
         raise UserError(
             f"data.order=shard_blocks with {plan.block_shards} shards per block needs a cache of "
-            f"{needed:,} bytes (three blocks and two shards of {largest:,}); data.cache_bytes is "
+            f"{needed:,} bytes (three blocks and {validation} shards of the "
+            f"validation, {largest:,} each); data.cache_bytes is "
             f"{shards.cache.max_bytes:,}. Raise it, or lower data.block_shards."
         )
     in_block = plan.block_shards * min(plan.shard_sizes[:-1] or plan.shard_sizes)

@@ -21,9 +21,10 @@ import torch
 from moto.server import ThreadedMotoServer
 
 from ecgfounder_train.core.errors import UserError
+from ecgfounder_train.loader import cache as cache_module
 from ecgfounder_train.loader.batches import EvaluationBatches, RankShape, TrainingBatches
 from ecgfounder_train.loader.cache import CachedShardSet, ShardCache, _locked, open_shards
-from ecgfounder_train.loader.epoch_plan import BlockPlan, Position
+from ecgfounder_train.loader.epoch_plan import BlockPlan, EpochPlan, Position
 from ecgfounder_train.loader.order import create_plan, look_ahead, look_ahead_in_order
 from ecgfounder_train.loader.reader import SampleReader
 from ecgfounder_train.loader.rows import SplitRows
@@ -388,7 +389,7 @@ def block_batches(
 def test_small_cache_takes_block_order_and_fetches_a_shard_once_per_epoch(
     many_shards: ShardSet, tmp_path: Path
 ) -> None:
-    bound = 8 * largest(many_shards)
+    bound = 10 * largest(many_shards)
     shards = opened(many_shards.folder, tmp_path, bound)
     plan, batches = block_batches(shards)
     assert plan.block_shards == 2 and len(plan.shard_sizes) > 12
@@ -431,7 +432,7 @@ def _train_through(
 def test_two_ranks_share_a_cache_smaller_than_the_set(
     many_shards: ShardSet, tmp_path: Path
 ) -> None:
-    bound = 8 * largest(many_shards)
+    bound = 10 * largest(many_shards)
     assert bound < sum(entry.bytes for entry in many_shards.manifest.shards) / 2
     context = multiprocessing.get_context("fork")
     results: multiprocessing.Queue[Any] = context.Queue()
@@ -625,3 +626,35 @@ def test_full_cache_disk_is_named_and_no_shard_counts_as_lost(
         with pytest.raises(UserError, match=r"data\.cache_dir=.*No space left on device"):
             reader.read(shards.rows("train")[:1])
     assert not list((tmp_path / "cache").rglob("*.partial"))
+
+
+def test_cache_of_exactly_the_needed_size_serves_a_validation_batch_of_many_shards(
+    many_shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "_PATIENCE_S", 10.0)
+    num_val = len(many_shards.rows("val"))
+    options: dict[str, Any] = {"order": "shard_blocks", "block_shards": 2}
+    options["global_batch_size"] = 6
+
+    def plan_of(shards: CachedShardSet) -> EpochPlan:
+        return create_plan(shards, SplitRows.of(shards, "train"), 0, **options)
+
+    small = opened(many_shards.folder, tmp_path / "small", 2 * largest(many_shards))
+    with pytest.raises(UserError, match=r"needs a cache of [\d,]+ bytes") as refused:
+        plan_of(small)
+    needed = int(
+        str(refused.value).split("needs a cache of ")[1].split(" bytes")[0].replace(",", "")
+    )
+    shards = opened(many_shards.folder, tmp_path / "exact", needed)
+    plan = plan_of(shards)
+    tell = look_ahead(shards, plan, SplitRows.of(shards, "train"), options["global_batch_size"])
+    for slot in range(0, plan.num_slots, 5):
+        tell(0, slot)  # training holds its blocks while validation reads
+        batches = EvaluationBatches(
+            SampleReader(shards),
+            SplitRows.of(shards, "val"),
+            RankShape(options["global_batch_size"]),
+            on_slot=look_ahead_in_order(shards, "val", options["global_batch_size"]),
+        )
+        assert sum(int(batch["present"].sum()) for batch in batches) == num_val
+    shards.cache.close()
