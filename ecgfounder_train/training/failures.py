@@ -32,6 +32,7 @@ from ecgfounder_train.core.ranks import CHILD_VARIABLE, Launch, is_rank_zero, pr
 from ecgfounder_train.core.run_directory import RunDirectory
 from ecgfounder_train.training.heartbeat import Heartbeat, can_be_watched
 from ecgfounder_train.training.launch import JobEnvironment, RankLauncher
+from ecgfounder_train.training.signals import stop_on_signals
 
 GIVE_UP_S = 12.0
 """From the first failure to the end of a rank that does not end by itself."""
@@ -179,7 +180,10 @@ def propagate_failures(run: RunDirectory, launch: Launch) -> Iterator[FailureNot
         raise
     except Exception as error:
         if several and is_broken_link(error):
-            raise as_peer_failure(note, error) from None
+            # A launcher ends the other ranks by SIGTERM while this one waits for the reason.
+            with stop_on_signals():
+                failure = as_peer_failure(note, error)
+            raise failure from None
         note.leave(process_rank(), in_one_line(error))
         note.keep()
         _report_to_torchrun(error)

@@ -85,6 +85,9 @@ def test_every_group_of_the_configs_is_covered() -> None:
 def test_every_choice_of_every_group_composes(verb: str, group: str, choice: str) -> None:
     # Whatever chooses a source, an external evaluation too, must be told where it lies.
     extra = ["source.root=DIR"] if group == "source" or choice.startswith("eval_") else []
+    if choice == "arrays":
+        stated = ("array=a.npy", "fs=500", "unit=mV", "leads=[I]", "table=t.csv")
+        extra += [f"source.{word}" for word in stated]
     if choice == "patient_list":
         extra = ["split.file=CSV"]
     arguments = list(dict.fromkeys([*required(verb), *extra, f"{group}={choice}"]))

@@ -69,11 +69,12 @@ def test_dask_executor_names_the_extra(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_wandb_logger_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ecgfounder_train.core.run_directory import RunDirectory
+    from ecgfounder_train.settings.training import WandbLogger
     from ecgfounder_train.training.loggers import create_loggers
 
     blocked(monkeypatch, "wandb")
     with pytest.raises(UserError, match=r"logger=wandb needs the package wandb.*\[wandb\]"):
-        create_loggers({"kind": "wandb"}, RunDirectory(tmp_path), {})
+        create_loggers(WandbLogger(), RunDirectory(tmp_path), {})
 
 
 def test_sweep_and_export_name_their_extras(monkeypatch: pytest.MonkeyPatch) -> None:

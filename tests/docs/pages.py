@@ -10,8 +10,11 @@ PAGES = {
 }
 TEXT = "\n".join(PAGES.values())
 
+_PLACEHOLDER = re.compile(r"\.\.\.|VERB|NAME")
 COMMANDS = sorted(
-    {line for line in re.findall(r"python (scripts/\w+\.py[^`\n]*)", TEXT) if "..." not in line}
+    line
+    for line in set(re.findall(r"python (scripts/\w+\.py[^`\n]*)", TEXT))
+    if not _PLACEHOLDER.search(line)
 )
 SBATCH = sorted(set(re.findall(r"(slurm/(\w+)\.sbatch [^`\n]*)", TEXT)))
 PYTHON_BLOCKS = [

@@ -180,5 +180,5 @@ def test_overlap_is_refused_and_what_cannot_be_compared_is_said(tiny_shards):
         check_overlap([seen], [None], secret, tiny_shards, "test")
     assert "another source" in check_overlap([seen], [None], secret, tiny_shards, "ptbxl")
     assert "another secret" in check_overlap([seen], [None], "other", tiny_shards, "test")
-    assert "not here" in check_overlap([seen], [None], secret, None)
+    assert "not found" in check_overlap([seen], [None], secret, None)
     assert "No evaluated record" in check_overlap(["new"], ["new"], secret, tiny_shards, "test")

@@ -282,7 +282,7 @@ def test_a_repository_is_read_from_the_hubs_cache_without_a_network(
     before = TrainedModel.load(find_checkpoint(run, "best"))
     x = torch.randn(2, 12, 500)
     assert torch.equal(found.trained.model(x), before.model(x))
-    with pytest.raises(UserError, match="someone/else is no folder here"):
+    with pytest.raises(UserError, match="someone/else is not a folder"):
         from_pretrained("someone/else", cache=tmp_path / "cache", local_files_only=True)
     with pytest.raises(UserError, match="neither a folder here nor the name"):
         from_pretrained("not a name at all", local_files_only=True)

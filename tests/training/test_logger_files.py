@@ -4,12 +4,13 @@ import socket
 from pathlib import Path
 
 from ecgfounder_train.core.run_directory import RunDirectory
+from ecgfounder_train.settings.training import CsvLogger
 from ecgfounder_train.training.loggers import create_loggers
 
 
 def test_tensorboard_files_carry_no_host_name(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    (logger,) = create_loggers({"kind": "tensorboard"}, run, {})
+    (logger,) = create_loggers(CsvLogger("tensorboard"), run, {})
     logger.log_metrics({"train/loss": 0.5}, step=1)
     logger.finalize("success")
     files = [path for path in run.path.rglob("*") if path.is_file()]

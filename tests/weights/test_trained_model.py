@@ -150,12 +150,12 @@ def test_foreign_files_are_named_for_what_they_are(checkpoint: Path, tmp_path: P
 
     refused(tmp_path / "absent.pth", "There is no checkpoint")
     (tmp_path / "text.pth").write_text("not found: 404\n")
-    refused(tmp_path / "text.pth", "It is no checkpoint")
+    refused(tmp_path / "text.pth", "It is not a checkpoint")
     (tmp_path / "empty.pth").touch()
     refused(tmp_path / "empty.pth", "is damaged")
     with zipfile.ZipFile(tmp_path / "photos.pth", "w") as archive:
         archive.writestr("photo.jpg", b"1234")
-    refused(tmp_path / "photos.pth", "It is no checkpoint")
+    refused(tmp_path / "photos.pth", "It is not a checkpoint")
     whole = official(tmp_path, 12).read_bytes()
     (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
     refused(tmp_path / "cut.pth", "is damaged")
@@ -192,7 +192,7 @@ def test_code_in_a_file_is_never_run(tmp_path: Path) -> None:
         torch.save(content, tmp_path / name)
         torch.save(content, tmp_path / f"old_{name}", _use_new_zipfile_serialization=False)
         for path in (tmp_path / name, tmp_path / f"old_{name}"):
-            with pytest.raises(UserError, match="holds code, which is never run"):
+            with pytest.raises(UserError, match="contains code, which is never run"):
                 TrainedModel.load(path)
     assert not (tmp_path / "was-run").exists()
 
