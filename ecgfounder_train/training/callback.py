@@ -126,6 +126,7 @@ class RunCallback(L.Callback):
         self.device_use = device_use
         self.writer = CheckpointWriter(run, settings.keep, settings.background)
         self.stopped_early = False
+        self._stop_after_validation = False
         self._git = git_state()
         self._speed = Speed()
         self._began_s = time.monotonic()
@@ -364,6 +365,7 @@ class RunCallback(L.Callback):
             return
         agreed = self.consensus.agree(trainer)
         _module(pl_module).state.faults.quarantined += agreed.quarantined
+        self._stop_after_validation = agreed.stop
         if agreed.stop and not is_last:
             self._cut_validation = _module(pl_module).validation_is_cut = True
             # What Lightning's evaluation loop takes for the end of the data.
@@ -398,7 +400,8 @@ class RunCallback(L.Callback):
         self._save(trainer, module, is_best)
         if self.patience is not None and state.validations_since_best >= self.patience:
             trainer.should_stop = True
-        if self.consensus.stop.signal is not None and module.samples_seen < module.total_samples:
+        # What the ranks agreed on at the last batch; a later signal counts at the next step.
+        if self._stop_after_validation and module.samples_seen < module.total_samples:
             self.stopped_early = trainer.should_stop = True
         self._speed.restart(module.samples_seen)
 

@@ -76,7 +76,8 @@ class RankConsensus:
         if failures:
             self._raise_together(trainer)
         assert bad_steps in (0, trainer.world_size), "ranks disagree about a gradient they share"
-        return Agreement(self.stop.signal is not None, saves > 0, quarantined)
+        # Not this rank's own flag: a signal that came after the flags were sent counts next time.
+        return Agreement(any(stops), saves > 0, quarantined)
 
     def _raise_together(self, trainer: L.Trainer) -> None:
         """Raise on every rank what one or more of them met.
